@@ -1,0 +1,165 @@
+"""COMET: a sparse, differentiable gate made of trees (Ibrahim et al., KDD 2023, arXiv 2306.02824).
+
+Symbols (code name): E experts = leaves, K trees (``k``), S smooth-step of width gamma, v a split, l a leaf, j a tree.
+
+    z_vj(x) = w_vj . x + b_vj                             (``split``)  probability of going left: S(z_vj)
+    p_lj(x) = prod_{left turns} S(z_vj) prod_{right turns} S(-z_vj)    (``tree_probabilities``), sums to 1 over l
+    a_lj(x) = alpha_lj . x + beta_lj                      (``leaf``)
+    g_lj    = p_lj exp(a_lj) / sum over all (l', j')      (``tree_weights``)
+    g_l     = sum_j g_lj                                  (``weights``)
+
+Every tree has E - 1 splits and E leaves for *any* E: nodes in heap order (root 0, children 2v+1 and 2v+2), splits are
+0 .. E-2. Leaves are numbered from left to right, which for E = 5 is heap order 7, 8, 4, 5, 6: experts 0 and 1 lie one
+level deeper and start with half the weight.
+
+A leaf that a tree cannot reach has p = 0 exactly, so a converged gate uses at most K experts per token. Before that up
+to E are active: the bound is a property of the trained gate, not a constraint. Count it (`Routing.experts_per_token`).
+
+Where we differ from the authors' code: they take log(p + 1e-8) and a softmax; we take the ratio itself, which is the
+same mathematics without an epsilon (their tiny p is inflated to 1e-8). Levels, not nodes, are computed one by one.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from moe_lab.gates.base import Affine, Gate, uniform_
+from moe_lab.gates.losses import selection_entropy
+from moe_lab.gates.smooth_step import smooth_step
+from moe_lab.routing import Routing
+
+
+def walk_levels(split_logits: Tensor, gamma: float) -> tuple[list[Tensor], Tensor]:
+    """Probability of arriving at every split, level by level, and at every leaf.
+
+    Children of consecutive nodes are consecutive, so a whole level is one product. Only the last level can be partly
+    filled; then its leaves lie to the left of the leaves that stayed one level higher.
+
+    Args:
+        split_logits: (T, E - 1, K) in heap order.
+        gamma: width of the smooth-step.
+
+    Returns:
+        reach of the splits, one (T, splits of the level, K) per level, together (T, E - 1, K) in heap order;
+        p (T, E, K), leaves from left to right.
+    """
+    n_splits = split_logits.shape[1]
+    steps = smooth_step(torch.stack((split_logits, -split_logits), 2), gamma)  # (T, E-1, 2, K): left, right
+    level = split_logits.new_ones(split_logits.shape[0], 1, split_logits.shape[-1])
+    higher_leaves = level[:, :0]
+    reach = []
+    first = 0
+    while first < n_splits:
+        here = min(level.shape[1], n_splits - first)
+        higher_leaves = level[:, here:]
+        reach.append(level[:, :here])
+        level = (reach[-1].unsqueeze(2) * steps[:, first : first + here]).flatten(1, 2)
+        first += here
+    return reach, torch.cat((level, higher_leaves), 1)
+
+
+def tree_probabilities(split_logits: Tensor, gamma: float) -> Tensor:
+    """p (T, E, K) from split logits (T, E - 1, K): each tree's probability of ending at each leaf."""
+    return walk_levels(split_logits, gamma)[1]
+
+
+def combine_trees(probabilities: Tensor, leaf_logits: Tensor) -> Tensor:
+    """g (T, E, K): p exp(a) normalised over all leaves of all trees; exact zeros where p = 0.
+
+    The exponent is shifted by the largest *reachable* logit and masked before ``exp``: an unreachable leaf can neither
+    overflow nor send a gradient.
+    """
+    reachable = probabilities > 0
+    highest = leaf_logits.detach().masked_fill(~reachable, -torch.inf).amax((1, 2), keepdim=True)
+    exponent = torch.where(reachable, leaf_logits - highest, 0)
+    mass = probabilities * exponent.exp()
+    return mass / mass.sum((1, 2), keepdim=True)
+
+
+def split_balance_loss(split_logits: Tensor, reach: list[Tensor], gamma: float) -> Tensor:
+    """Mean over splits and trees of -(log s + log(1 - s))/2, s the reach-weighted share of tokens that go left.
+
+    The authors' first public code had it (off everywhere, later removed). log 2 when every split halves its tokens;
+    large when a split sends all of them one way: the antidote to tree collapse. 0 for a tree without splits.
+    """
+    if not reach:
+        return split_logits.new_zeros(())
+    reach = torch.cat(reach, 1)
+    share = (reach * smooth_step(split_logits, gamma)).sum(0) / reach.sum(0).clamp(min=1e-6)
+    return -0.5 * ((share + 1e-6).log() + (1 - share + 1e-6).log()).mean()
+
+
+class CometGate(Gate):
+    """The COMET gate.
+
+    Args:
+        in_features: D, or None for a static gate (free node and leaf logits, one mixture for all tokens).
+        n_experts: E, any number; 1 gives weight 1.
+        k: trees. Trees may agree, so a converged row has *at most* k non-zeros.
+        gamma: width of the smooth-step. Splits start in U(-gamma/100, gamma/100): gamma is nothing but a learning-rate
+            multiplier of the splits (notebook 02 derives it).
+        split_balance: also return the ``split_balance`` term.
+        generator: for the initial weights.
+
+    Losses in training mode: ``entropy``: sum over trees of the entropy of p, mean over tokens, nats (paper's Omega).
+    Details: ``tree_probabilities`` p and ``tree_weights`` g_lj, both (T, E, K).
+    """
+
+    def __init__(
+        self,
+        in_features: int | None,
+        n_experts: int,
+        k: int,
+        gamma: float = 1.0,
+        *,
+        split_balance: bool = False,
+        generator: torch.Generator | None = None,
+    ):
+        super().__init__(n_experts, k, in_features)
+        if not gamma > 0:
+            raise ValueError(f"gamma, the width of the smooth-step, must be positive; got {gamma}")
+        self.gamma = float(gamma)
+        self.split_balance = split_balance
+        split, leaf = uniform_(gamma / 100, generator), uniform_(0.05, generator)
+        self.split = Affine(in_features, (n_experts - 1, k), weight_init=split, bias_init=split)
+        self.leaf = Affine(in_features, (n_experts, k), weight_init=leaf, bias_init=leaf)
+
+    def forward(self, x: Tensor | None = None) -> Routing:
+        """x (T, D) -> Routing with weights (T, E), rows summing to 1."""
+        split_logits = self.split(x)
+        reach, p = walk_levels(split_logits, self.gamma)
+        g = combine_trees(p, self.leaf(x))
+        losses = {}
+        if self.training:
+            losses["entropy"] = selection_entropy(p)
+            if self.split_balance:
+                losses["split_balance"] = split_balance_loss(split_logits, reach, self.gamma)
+        return Routing(g.sum(-1), losses, {"tree_probabilities": p, "tree_weights": g})
+
+    @classmethod
+    def from_arrays(cls, node_weight, node_bias, leaf_weight, leaf_bias, *, gamma: float) -> CometGate:
+        """Bring in a gate trained elsewhere.
+
+        Args:
+            node_weight: (E-1, D, K), splits in heap order; None for a static gate.
+            node_bias: (E-1, K).
+            leaf_weight: (E, D, K), leaves from left to right; None for a static gate.
+            leaf_bias: (E, K).
+            gamma: width it was trained with.
+
+        Raises:
+            ValueError: shapes do not fit each other.
+        """
+        leaf_bias = torch.as_tensor(leaf_bias)
+        if leaf_bias.dim() != 2:
+            raise ValueError(f"leaf_bias must have shape (n_experts, k), got {tuple(leaf_bias.shape)}")
+        n_experts, k = leaf_bias.shape
+        in_features = None if leaf_weight is None else torch.as_tensor(leaf_weight).shape[1]
+        gate = cls(in_features, n_experts, k, gamma).to(leaf_bias.dtype)
+        gate.split.load_arrays(node_weight, node_bias)
+        gate.leaf.load_arrays(leaf_weight, leaf_bias)
+        return gate
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, gamma={self.gamma}"

@@ -1,0 +1,37 @@
+"""Regularisers of gates: pure functions of logits, scores or probabilities, each a scalar without coefficient.
+
+Legend: T tokens, E experts, K trees or selectors.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_EPSILON = 1e-6  # inside the logarithm, as in the COMET authors' code: keeps the slope finite where p reaches 0
+
+
+def load_balancing_loss(scores: Tensor, active: Tensor) -> Tensor:
+    """E * sum_i f_i P_i (Fedus et al. 2022, eq. 4): exactly 1 at perfect balance, E when one expert gets everything.
+
+    Args:
+        scores: (T, E) softmax over all experts; P_i is its mean over tokens and carries the gradient.
+        active: (T, E) bool, the chosen experts; f_i is expert i's share of all choices and carries none.
+    """
+    counts = active.sum(0).to(scores.dtype)
+    share = counts / counts.sum().clamp(min=1)
+    return scores.shape[-1] * (share * scores.mean(0)).sum()
+
+
+def router_z_loss(logits: Tensor) -> Tensor:
+    """Mean of logsumexp(logits)^2 over tokens (Zoph et al. 2022, eq. 5): keeps logits (T, E) from growing."""
+    return torch.logsumexp(logits, -1).square().mean()
+
+
+def selection_entropy(probabilities: Tensor) -> Tensor:
+    """Mean over tokens of sum_{j,l} -p log(p + 1e-6), nats; probabilities (T, E, K), each tree's E values sum to 1.
+
+    COMET's and DSelect-k's entropy term: K log E when every tree spreads evenly, 0 (to 1e-6) when every tree is hard.
+    Duplicating the batch changes nothing.
+    """
+    return -(probabilities * (probabilities + _EPSILON).log()).sum((-2, -1)).mean()
