@@ -54,10 +54,17 @@ class Affine(nn.Module):
 
     def forward(self, x: Tensor | None = None) -> Tensor:
         """(T, *shape) logits of x (T, D); a static map gives (1, *shape) without x, else the same row T times."""
+        return self.tokens_last(x).movedim(-1, 0)
+
+    def tokens_last(self, x: Tensor | None = None) -> Tensor:
+        """The same logits as (*shape, T).
+
+        Trees multiply many thin slices, one per node: with the tokens last each slice is contiguous, which is several
+        times faster than (T, nodes, K) with its innermost dimension of K = 2.
+        """
         if self.weight is None:
-            rows = 1 if x is None else x.shape[0]
             bias = self.bias if self.bias.dtype == torch.float64 else self.bias.float()
-            return bias.expand(rows, -1).unflatten(-1, self.shape)
+            return bias.unsqueeze(-1).expand(-1, 1 if x is None else x.shape[0]).unflatten(0, self.shape)
         if x is None:
             raise ValueError("this gate is per example: call it with x of shape (tokens, in_features)")
         if x.dim() != 2 or x.shape[-1] != self.in_features:
@@ -67,8 +74,8 @@ class Affine(nn.Module):
             )
         dtype = torch.float64 if torch.float64 in (x.dtype, self.weight.dtype) else torch.float32
         with torch.autocast(x.device.type, enabled=False):
-            logits = nn.functional.linear(x.to(dtype), self.weight.to(dtype), self.bias.to(dtype))
-        return logits.unflatten(-1, self.shape)
+            logits = torch.addmm(self.bias.to(dtype).unsqueeze(-1), self.weight.to(dtype), x.to(dtype).T)
+        return logits.unflatten(0, self.shape)
 
     @torch.no_grad()
     def load_arrays(self, weight: Tensor | None, bias: Tensor) -> None:

@@ -37,44 +37,44 @@ def walk_levels(split_logits: Tensor, gamma: float) -> tuple[list[Tensor], Tenso
     filled; then its leaves lie to the left of the leaves that stayed one level higher.
 
     Args:
-        split_logits: (T, E - 1, K) in heap order.
+        split_logits: (E - 1, K, T) in heap order, tokens last.
         gamma: width of the smooth-step.
 
     Returns:
-        reach of the splits, one (T, splits of the level, K) per level, together (T, E - 1, K) in heap order;
-        p (T, E, K), leaves from left to right.
+        reach of the splits, one (splits of the level, K, T) per level, together (E - 1, K, T) in heap order;
+        p (E, K, T), leaves from left to right.
     """
-    n_splits = split_logits.shape[1]
-    steps = smooth_step(torch.stack((split_logits, -split_logits), 2), gamma)  # (T, E-1, 2, K): left, right
-    level = split_logits.new_ones(split_logits.shape[0], 1, split_logits.shape[-1])
-    higher_leaves = level[:, :0]
+    n_splits = split_logits.shape[0]
+    steps = smooth_step(torch.stack((split_logits, -split_logits), 1), gamma)  # (E-1, 2, K, T): left, right
+    level = split_logits.new_ones(1, *split_logits.shape[1:])
+    higher_leaves = level[:0]
     reach = []
     first = 0
     while first < n_splits:
-        here = min(level.shape[1], n_splits - first)
-        higher_leaves = level[:, here:]
-        reach.append(level[:, :here])
-        level = (reach[-1].unsqueeze(2) * steps[:, first : first + here]).flatten(1, 2)
+        here = min(level.shape[0], n_splits - first)
+        higher_leaves = level[here:]
+        reach.append(level[:here])
+        level = (reach[-1].unsqueeze(1) * steps[first : first + here]).flatten(0, 1)
         first += here
-    return reach, torch.cat((level, higher_leaves), 1)
+    return reach, torch.cat((level, higher_leaves))
 
 
 def tree_probabilities(split_logits: Tensor, gamma: float) -> Tensor:
     """p (T, E, K) from split logits (T, E - 1, K): each tree's probability of ending at each leaf."""
-    return walk_levels(split_logits, gamma)[1]
+    return walk_levels(split_logits.movedim(0, -1), gamma)[1].movedim(-1, 0)
 
 
 def combine_trees(probabilities: Tensor, leaf_logits: Tensor) -> Tensor:
-    """g (T, E, K): p exp(a) normalised over all leaves of all trees; exact zeros where p = 0.
+    """g (E, K, T): p exp(a) normalised over all leaves of all trees; exact zeros where p = 0.
 
     The exponent is shifted by the largest *reachable* logit and masked before ``exp``: an unreachable leaf can neither
     overflow nor send a gradient.
     """
     reachable = probabilities > 0
-    highest = leaf_logits.detach().masked_fill(~reachable, -torch.inf).amax((1, 2), keepdim=True)
+    highest = leaf_logits.detach().masked_fill(~reachable, -torch.inf).amax((0, 1), keepdim=True)
     exponent = torch.where(reachable, leaf_logits - highest, 0)
     mass = probabilities * exponent.exp()
-    return mass / mass.sum((1, 2), keepdim=True)
+    return mass / mass.sum((0, 1), keepdim=True)
 
 
 def split_balance_loss(split_logits: Tensor, reach: list[Tensor], gamma: float) -> Tensor:
@@ -85,8 +85,8 @@ def split_balance_loss(split_logits: Tensor, reach: list[Tensor], gamma: float) 
     """
     if not reach:
         return split_logits.new_zeros(())
-    reach = torch.cat(reach, 1)
-    share = (reach * smooth_step(split_logits, gamma)).sum(0) / reach.sum(0).clamp(min=1e-6)
+    reach = torch.cat(reach)
+    share = (reach * smooth_step(split_logits, gamma)).sum(-1) / reach.sum(-1).clamp(min=1e-6)
     return -0.5 * ((share + 1e-6).log() + (1 - share + 1e-6).log()).mean()
 
 
@@ -127,15 +127,16 @@ class CometGate(Gate):
 
     def forward(self, x: Tensor | None = None) -> Routing:
         """x (T, D) -> Routing with weights (T, E), rows summing to 1."""
-        split_logits = self.split(x)
+        split_logits = self.split.tokens_last(x)
         reach, p = walk_levels(split_logits, self.gamma)
-        g = combine_trees(p, self.leaf(x))
+        g = combine_trees(p, self.leaf.tokens_last(x))
         losses = {}
         if self.training:
             losses["entropy"] = selection_entropy(p)
             if self.split_balance:
                 losses["split_balance"] = split_balance_loss(split_logits, reach, self.gamma)
-        return Routing(g.sum(-1), losses, {"tree_probabilities": p, "tree_weights": g})
+        details = {"tree_probabilities": p.movedim(-1, 0), "tree_weights": g.movedim(-1, 0)}
+        return Routing(g.sum(1).T, losses, details)
 
     @classmethod
     def from_arrays(cls, node_weight, node_bias, leaf_weight, leaf_bias, *, gamma: float) -> CometGate:

@@ -24,12 +24,12 @@ from moe_lab.routing import Routing
 
 
 def code_probabilities(code_logits: Tensor, gamma: float, n_experts: int) -> Tensor:
-    """r (T, E, K) of code logits (T, m, K): codes in counting order, those from ``n_experts`` on cut off."""
-    steps = smooth_step(torch.stack((-code_logits, code_logits), 2), gamma)  # (T, m, 2, K): bit 0, bit 1
-    r = code_logits.new_ones(code_logits.shape[0], 1, code_logits.shape[-1])
-    for bit in range(code_logits.shape[1]):
-        r = (r.unsqueeze(2) * steps[:, bit].unsqueeze(1)).flatten(1, 2)
-    return r[:, :n_experts]
+    """r (E, K, T) of code logits (m, K, T): codes in counting order, those from ``n_experts`` on cut off."""
+    steps = smooth_step(torch.stack((-code_logits, code_logits), 1), gamma)  # (m, 2, K, T): bit 0, bit 1
+    r = code_logits.new_ones(1, *code_logits.shape[1:])
+    for bit in steps:
+        r = (r.unsqueeze(1) * bit).flatten(0, 1)
+    return r[:n_experts]
 
 
 class DSelectKGate(Gate):
@@ -66,14 +66,15 @@ class DSelectKGate(Gate):
 
     def forward(self, x: Tensor | None = None) -> Routing:
         """x (T, D) -> Routing."""
-        r = code_probabilities(self.code(x), self.gamma, self.n_experts)
-        tree_weights = r * self.mixture(x).softmax(-1).unsqueeze(1)
+        r = code_probabilities(self.code.tokens_last(x), self.gamma, self.n_experts)
+        tree_weights = r * self.mixture.tokens_last(x).softmax(0)
         losses = {}
         if self.training:
             losses["entropy"] = selection_entropy(r)
             if self.n_experts & (self.n_experts - 1):
-                losses["code_mass"] = (1 / (r.sum(1) + 1e-6)).sum(-1).mean()
-        return Routing(tree_weights.sum(-1), losses, {"tree_probabilities": r, "tree_weights": tree_weights})
+                losses["code_mass"] = (1 / (r.sum(0) + 1e-6)).sum(0).mean()
+        details = {"tree_probabilities": r.movedim(-1, 0), "tree_weights": tree_weights.movedim(-1, 0)}
+        return Routing(tree_weights.sum(1).T, losses, details)
 
     @classmethod
     def from_arrays(

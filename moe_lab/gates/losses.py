@@ -29,9 +29,9 @@ def router_z_loss(logits: Tensor) -> Tensor:
 
 
 def selection_entropy(probabilities: Tensor) -> Tensor:
-    """Mean over tokens of sum_{j,l} -p log(p + 1e-6), nats; probabilities (T, E, K), each tree's E values sum to 1.
+    """Mean over tokens of sum_{j,l} -p log(p + 1e-6), nats; probabilities (E, K, T), each tree's E values sum to 1.
 
     COMET's and DSelect-k's entropy term: K log E when every tree spreads evenly, 0 (to 1e-6) when every tree is hard.
     Duplicating the batch changes nothing.
     """
-    return -(probabilities * (probabilities + _EPSILON).log()).sum((-2, -1)).mean()
+    return -(probabilities * (probabilities + _EPSILON).log()).sum() / max(probabilities.shape[-1], 1)
