@@ -1,0 +1,92 @@
+"""Mixture of experts: a gate (or one per task) in front of a bank (COMET paper §1; Ma et al. 2018 for the
+multi-gate form).
+
+Legend: T tokens, E experts, F output width.
+
+    y(x) = sum_e g_e(x) f_e(x)
+
+Gate, experts and combination stay three things: the gate returns a `Routing`, the bank runs, `dispatch` adds
+up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from moe_lab.experts.base import ExpertBank
+from moe_lab.experts.dispatch import combine_experts
+from moe_lab.routing import Routing
+
+
+class MultiGateMoE(nn.Module):
+    """Experts shared by several tasks, one gate each. An expert needed by several tasks runs once per token.
+
+    Args:
+        gates: one per task; any modules that return a `Routing` over ``experts.n_experts`` experts.
+        experts: an expert bank.
+    """
+
+    def __init__(self, gates: Sequence[nn.Module], experts: ExpertBank):
+        super().__init__()
+        if not gates:
+            raise ValueError("need at least one gate")
+        for gate in gates:
+            n_experts = getattr(gate, "n_experts", experts.n_experts)
+            if n_experts != experts.n_experts:
+                raise ValueError(
+                    f"gate {type(gate).__name__} has {n_experts} experts, the bank has {experts.n_experts}"
+                )
+        self.gates = nn.ModuleList(gates)
+        self.experts = experts
+
+    def forward(
+        self, x: Tensor, gate_inputs: Tensor | Sequence[Tensor] | None = None
+    ) -> tuple[list[Tensor], list[Routing]]:
+        """Combine per task.
+
+        Args:
+            x: (T, ...) what the experts see.
+            gate_inputs: what the gates see: None = x flattened to (T, D), one tensor for all, or one per gate
+                (hash gates want integer keys (T,)).
+
+        Returns:
+            outputs, one (T, F) per gate, and their Routings.
+        """
+        if gate_inputs is None:
+            gate_inputs = x.flatten(1)
+        if isinstance(gate_inputs, Tensor):
+            gate_inputs = [gate_inputs] * len(self.gates)
+        if len(gate_inputs) != len(self.gates):
+            raise ValueError(f"{len(self.gates)} gates need as many gate_inputs, got {len(gate_inputs)}")
+        routings = [gate(seen) for gate, seen in zip(self.gates, gate_inputs, strict=True)]
+        return combine_experts(self.experts, x, [routing.weights for routing in routings]), routings
+
+
+class MoE(nn.Module):
+    """One gate, one bank.
+
+    Args:
+        gate: a module that returns a `Routing`.
+        experts: an expert bank.
+    """
+
+    def __init__(self, gate: nn.Module, experts: ExpertBank):
+        super().__init__()
+        self.mixture = MultiGateMoE([gate], experts)
+
+    @property
+    def gate(self) -> nn.Module:
+        """The gate."""
+        return self.mixture.gates[0]
+
+    @property
+    def experts(self) -> ExpertBank:
+        """The bank."""
+        return self.mixture.experts
+
+    def forward(self, x: Tensor, gate_input: Tensor | None = None) -> tuple[Tensor, Routing]:
+        """x (T, ...), gate_input (T, D) or keys (T,), default x flattened -> y (T, F), Routing."""
+        (y,), (routing,) = self.mixture(x, gate_input)
+        return y, routing
