@@ -1,0 +1,88 @@
+"""Finding files in the cache (`moe_lab.paths.data_dir`) under the paths that the registry gives them."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from moe_lab.datasets.archives import extract
+from moe_lab.datasets.base import DatasetNotFound
+from moe_lab.datasets.registry import SOURCES, RemoteFile, sources_of
+from moe_lab.paths import data_dir
+
+
+def unpacked_folder(path: Path) -> Path:
+    """Where an archive is unpacked: beside it, under its name without the ending."""
+    return path.with_name(path.name.split(".zip")[0].split(".tar")[0].split(".tgz")[0])
+
+
+def has(file: RemoteFile) -> bool:
+    """The file, or for an archive its unpacked folder, is in the cache (not whether it is intact: `download.check`)."""
+    path = data_dir() / file.path
+    return path.is_file() or (file.is_archive and unpacked_folder(path).is_dir())
+
+
+def compact_file(source: str) -> Path | None:
+    """The .npz that stands for a whole source, if the registry names one and it is in the cache."""
+    compact = SOURCES[source].compact
+    path = compact and data_dir() / compact.path
+    return path if path and path.is_file() else None
+
+
+def is_available(name: str) -> bool:
+    """All files that the data set needs are in the cache; always true for embedded data."""
+    return all(
+        compact_file(key) is not None or all(has(file) for file in source.files)
+        for key, source in sources_of(name).items()
+    )
+
+
+def official_file(source: str, path: str) -> Path:
+    """The path of an official file in the cache.
+
+    Raises:
+        DatasetNotFound: it is not there; says how to get it.
+    """
+    file = next(file for file in SOURCES[source].files if file.path == path)
+    if not has(file):
+        raise DatasetNotFound(
+            f"{SOURCES[source].title}: {data_dir() / path} is missing. Get it with `moe-lab data fetch {source}`, or "
+            f"download it by hand "
+            f"(see {SOURCES[source].homepage}) and put it there. Another cache folder: set MOE_LAB_DATA."
+        )
+    return data_dir() / path
+
+
+def archive_member(source: str, path: str, member: str) -> Path:
+    """A file out of an official archive: unpacked beside the archive at the first use, or already unpacked by hand.
+
+    Args:
+        path: the archive, as the registry names it.
+        member: file name within the archive, in whatever folder.
+
+    Raises:
+        DatasetNotFound: neither archive nor folder, or no such member.
+    """
+    archive = official_file(source, path)
+    folder = unpacked_folder(archive)
+    if not folder.is_dir():
+        unpack(archive)
+    found = sorted(folder.rglob(member))
+    if not found:
+        raise DatasetNotFound(
+            f"{SOURCES[source].title}: no file {member!r} under {folder}. Remove that folder and {archive.name}, then "
+            f"`moe-lab data fetch {source}`."
+        )
+    return found[0]
+
+
+def unpack(archive: Path) -> Path:
+    """Unpack an archive into its folder, all or nothing: a crash leaves no half-filled folder behind."""
+    folder = unpacked_folder(archive)
+    with tempfile.TemporaryDirectory(dir=archive.parent, prefix=".unpacking-") as scratch:
+        target = Path(scratch) / "content"
+        extract(archive, target)
+        shutil.rmtree(folder, ignore_errors=True)
+        target.rename(folder)
+    return folder

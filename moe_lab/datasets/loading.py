@@ -1,0 +1,68 @@
+"""`load`: from a name to a `Dataset`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from moe_lab.datasets import cache
+from moe_lab.datasets.base import Dataset, unknown_name
+from moe_lab.datasets.digits import digits_mixture, multidigits
+from moe_lab.datasets.mnist import multifashion, multimnist
+from moe_lab.datasets.movielens import ml_1m, ml_100k
+from moe_lab.datasets.planted_clusters import planted_clusters
+from moe_lab.datasets.planted_recommender import planted_recommender
+from moe_lab.datasets.registry import DATASETS
+
+BUILDERS: dict[str, Callable[..., Dataset]] = {
+    "planted-recommender": planted_recommender,
+    "planted-clusters": planted_clusters,
+    "multidigits": multidigits,
+    "digits-mixture": digits_mixture,
+    "ml-100k": ml_100k,
+    "ml-1m": ml_1m,
+    "multimnist": multimnist,
+    "multifashion": multifashion,
+}
+
+
+def names() -> list[str]:
+    """Every name that `load` takes, embedded data first."""
+    return list(DATASETS)
+
+
+def available(name: str) -> bool:
+    """Embedded, or its files are in the cache."""
+    return cache.is_available(_known(name))
+
+
+def load(name: str, seed: int = 0, **options: Any) -> Dataset:
+    """Build a data set. The same name, seed and options give the same tensors on every machine.
+
+    Args:
+        name: one of `names()`.
+        seed: of everything random in it: negatives, pairs, splits, planted structure.
+        options: keywords of the function that builds it, e.g. ``n_train=2000`` (see `options_of`).
+
+    Raises:
+        ValueError: unknown name or option, with the nearest valid one; a value out of range.
+        DatasetNotFound: real data that is not in the cache, with the command that gets it.
+    """
+    valid = options_of(name)
+    for option in options:
+        if option not in valid:
+            raise unknown_name(f"option of {name!r}", option, valid)
+    return BUILDERS[name](seed, **options)
+
+
+def options_of(name: str) -> dict[str, Any]:
+    """The options of a data set and their defaults."""
+    parameters = inspect.signature(BUILDERS[_known(name)]).parameters.values()
+    return {parameter.name: parameter.default for parameter in parameters if parameter.name != "seed"}
+
+
+def _known(name: str) -> str:
+    if name not in DATASETS:
+        raise unknown_name("data set", name, DATASETS)
+    return name

@@ -1,0 +1,288 @@
+"""Every data set: where it comes from, what may be done with it, how its files are recognised.
+
+The one place that knows URLs and checksums; `data/README.md` is generated from it (``python -m
+moe_lab.datasets.readme``). A checksum is written only where it was found in a source that is named beside it.
+``None`` means that we know of
+none: the fetcher then prints the SHA-256 it saw and keeps it beside the file, so that a later change is noticed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from moe_lab.datasets.base import unknown_name
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file of the cache and where to get it.
+
+    Attributes:
+        path: within the cache folder.
+        urls: tried in order; none for a file that cannot be downloaded (put it there by hand).
+        checksum: "sha256:..." or "md5:...", or None where none is known.
+        size: bytes; about, unless ``exact_size``.
+    """
+
+    path: str
+    urls: tuple[str, ...]
+    checksum: str | None
+    size: int
+    exact_size: bool = False
+
+    @property
+    def is_archive(self) -> bool:
+        """A zip or tar that is unpacked beside itself (a single gzipped file is read as it is)."""
+        return self.path.endswith((".zip", ".tar", ".tar.gz", ".tgz"))
+
+
+@dataclass(frozen=True)
+class Source:
+    """Something that can be downloaded.
+
+    Attributes:
+        files: the official files; all of them are needed.
+        compact: one .npz with the same content, accepted instead.
+        checksum_from: where the checksums were found.
+    """
+
+    title: str
+    citation: str
+    licence: str
+    homepage: str
+    files: tuple[RemoteFile, ...]
+    checksum_from: str
+    compact: RemoteFile | None = None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A name that `load` knows; ``sources`` is empty for embedded data."""
+
+    summary: str
+    used_for: str
+    sources: tuple[str, ...] = ()
+
+
+_IDX = (
+    "train-images-idx3-ubyte.gz",
+    "train-labels-idx1-ubyte.gz",
+    "t10k-images-idx3-ubyte.gz",
+    "t10k-labels-idx1-ubyte.gz",
+)
+
+
+def _idx_files(
+    folder: str, mirrors: tuple[str, ...], md5: tuple[str, ...], sizes: tuple[int, ...]
+) -> tuple[RemoteFile, ...]:
+    return tuple(
+        RemoteFile(
+            f"{folder}/{name}", tuple(mirror + name for mirror in mirrors), f"md5:{digest}", size, exact_size=True
+        )
+        for name, digest, size in zip(_IDX, md5, sizes, strict=True)
+    )
+
+
+_MOVIELENS_LICENCE = (
+    "Research use with acknowledgement; no redistribution and no commercial use without permission "
+    "(the README in the archive)"
+)
+_MOVIELENS_CITATION = (
+    "F. M. Harper and J. A. Konstan, The MovieLens Datasets: History and Context, ACM TiiS 5(4), 2015, "
+    "doi:10.1145/2827872"
+)
+_EIGENTASTE = "https://eigentaste.berkeley.edu/dataset/"
+_WAYBACK = "https://web.archive.org/web/20250409222630id_/"
+_SVHN = "http://ufldl.stanford.edu/housenumbers/"
+
+
+def _jester(part: int, sha256: str, size: int) -> RemoteFile:
+    name = f"jester_dataset_1_{part}.zip"
+    urls = (f"{_EIGENTASTE}archive/{name}", f"{_EIGENTASTE}{name}", f"{_WAYBACK}{_EIGENTASTE}archive/{name}")
+    return RemoteFile(name, urls, f"sha256:{sha256}", size, exact_size=True)
+
+
+SOURCES: dict[str, Source] = {
+    "ml-100k": Source(
+        "MovieLens 100K",
+        _MOVIELENS_CITATION,
+        _MOVIELENS_LICENCE,
+        "https://grouplens.org/datasets/movielens/100k/",
+        (
+            RemoteFile(
+                "ml-100k.zip",
+                ("https://files.grouplens.org/datasets/movielens/ml-100k.zip",),
+                "md5:0e33842e24a9c977be4e0107933c0723",
+                4_924_029,
+                exact_size=True,
+            ),
+        ),
+        "GroupLens, ml-100k.zip.md5 beside the archive",
+        RemoteFile(
+            "ml-100k.npz",
+            (),
+            "sha256:20631423c396261b4e05c8c94850edc003a62d4febe7848bb1bb535c46345f17",
+            784_940,
+            exact_size=True,
+        ),
+    ),
+    "ml-1m": Source(
+        "MovieLens 1M",
+        _MOVIELENS_CITATION,
+        _MOVIELENS_LICENCE,
+        "https://grouplens.org/datasets/movielens/1m/",
+        (
+            RemoteFile(
+                "ml-1m.zip",
+                ("https://files.grouplens.org/datasets/movielens/ml-1m.zip",),
+                "md5:c4d9eecfca2ab87c1945afe126590906",
+                5_917_549,
+            ),
+        ),
+        "GroupLens, ml-1m.zip.md5 beside the archive",
+    ),
+    "jester": Source(
+        "Jester, dataset 1 (April 1999 to May 2003)",
+        "K. Goldberg, T. Roeder, D. Gupta, C. Perkins, Eigentaste: A Constant Time Collaborative Filtering Algorithm, "
+        "Information Retrieval 4(2), 133-151, 2001",
+        "Free for research use with the citation",
+        "https://eigentaste.berkeley.edu/dataset/",
+        (
+            _jester(1, "cb7841756ded125b15f3d95c9f8241224065e96354c132a46ae4214deeab7615", 4_171_628),
+            _jester(2, "4d312fd824d8c8cb2c9c952a7b1fb7c00d1f5fd3ece370f7285aa701d371748b", 3_924_205),
+            _jester(3, "7f548d3762d3506cf7cd37d8cb9e3adb67984a7da7aa2d2096d5e0b1b884758d", 2_151_299),
+        ),
+        "not published by the authors; two public projects that read the archived official files give the same values",
+    ),
+    "book-crossing": Source(
+        "Book-Crossing",
+        "C.-N. Ziegler, S. M. McNee, J. A. Konstan, G. Lausen, Improving Recommendation Lists Through Topic "
+        "Diversification, WWW 2005, "
+        "doi:10.1145/1060745.1060754",
+        "Free for research use with the citation (the authors' page, now offline; no licence text in the archive)",
+        "http://www2.informatik.uni-freiburg.de/~cziegler/BX/",
+        (
+            RemoteFile(
+                "BX-CSV-Dump.zip",
+                (
+                    "http://www2.informatik.uni-freiburg.de/~cziegler/BX/BX-CSV-Dump.zip",
+                    f"{_WAYBACK}http://www2.informatik.uni-freiburg.de/~cziegler/BX/BX-CSV-Dump.zip",
+                ),
+                None,
+                26_000_000,
+            ),
+        ),
+        "none published, none that we could confirm twice",
+    ),
+    "mnist": Source(
+        "MNIST",
+        "Y. LeCun, L. Bottou, Y. Bengio, P. Haffner, Gradient-based learning applied to document recognition, Proc. "
+        "IEEE 86(11), 1998",
+        "CC BY-SA 3.0 as commonly stated; the authors' page gives no licence text",
+        "http://yann.lecun.com/exdb/mnist/",
+        _idx_files(
+            "mnist",
+            (
+                "https://ossci-datasets.s3.amazonaws.com/mnist/",
+                "https://storage.googleapis.com/cvdf-datasets/mnist/",
+                "http://yann.lecun.com/exdb/mnist/",
+            ),
+            (
+                "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+                "d53e105ee54ea40749a09fcbcd1e9432",
+                "9fb629c4189551a2d022fa330f9573f3",
+                "ec29112dd5afa0611ce80d1b7f02629c",
+            ),
+            (9_912_422, 28_881, 1_648_877, 4_542),
+        ),
+        "torchvision, torchvision/datasets/mnist.py",
+        RemoteFile(
+            "mnist.npz",
+            (),
+            "sha256:39b9b1ffaa0ba4d8995a616551f0966941fe02a3fe79ba4a9db7373db16d53ad",
+            11_490_559,
+            exact_size=True,
+        ),
+    ),
+    "fashion-mnist": Source(
+        "Fashion-MNIST",
+        "H. Xiao, K. Rasul, R. Vollgraf, Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning "
+        "Algorithms, arXiv 1708.07747",
+        "MIT",
+        "https://github.com/zalandoresearch/fashion-mnist",
+        _idx_files(
+            "fashion-mnist",
+            (
+                "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+                "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
+            ),
+            (
+                "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+                "25c81989df183df01b3e8a0aad5dffbe",
+                "bef4ecab320f06d8554ea6380940ec79",
+                "bb300cfdad3c16e7a12a480ee83cd310",
+            ),
+            (26_421_880, 29_515, 4_422_102, 5_148),
+        ),
+        "torchvision, torchvision/datasets/mnist.py, and the project's README",
+    ),
+    "svhn": Source(
+        "SVHN, cropped digits (train, test, extra)",
+        "Y. Netzer, T. Wang, A. Coates, A. Bissacco, B. Wu, A. Y. Ng, Reading Digits in Natural Images with "
+        "Unsupervised Feature Learning, "
+        "NIPS Workshop 2011",
+        "Non-commercial use only",
+        "http://ufldl.stanford.edu/housenumbers/",
+        (
+            RemoteFile(
+                "svhn/train_32x32.mat",
+                (f"{_SVHN}train_32x32.mat",),
+                "md5:e26dedcc434d2e4c54c9b2d4a06d8373",
+                182_040_794,
+                True,
+            ),
+            RemoteFile(
+                "svhn/test_32x32.mat",
+                (f"{_SVHN}test_32x32.mat",),
+                "md5:eb5a983be6a315427106f1b164d9cef3",
+                64_275_384,
+                True,
+            ),
+            RemoteFile(
+                "svhn/extra_32x32.mat",
+                (f"{_SVHN}extra_32x32.mat",),
+                "md5:a93ce644f1a588dc4d68dda5feec44a7",
+                1_329_278_602,
+            ),
+        ),
+        "torchvision, torchvision/datasets/svhn.py",
+    ),
+}
+
+DATASETS: dict[str, Entry] = {
+    "planted-recommender": Entry("two-task recommender with planted user clusters", "COMET recommender, profile quick"),
+    "planted-clusters": Entry("clusters in a tree, each with its own target function", "gates, local search"),
+    "multidigits": Entry("two overlapping 8 x 8 digits (scikit-learn), one task each", "COMET vision, profile quick"),
+    "digits-mixture": Entry("digits (scikit-learn) in two visual domains, domain known", "COMET vision, profile quick"),
+    "ml-100k": Entry("MovieLens 100K as watch / rating tasks", "COMET recommender, profile standard", ("ml-100k",)),
+    "ml-1m": Entry("MovieLens 1M as watch / rating tasks", "COMET recommender, profile paper", ("ml-1m",)),
+    "multimnist": Entry(
+        "two overlapping MNIST digits, one task each", "COMET vision, profiles standard and paper", ("mnist",)
+    ),
+    "multifashion": Entry(
+        "two overlapping Fashion-MNIST images, one task each", "COMET vision, profile paper", ("fashion-mnist",)
+    ),
+}
+
+
+def sources_of(name: str) -> dict[str, Source]:
+    """The sources behind a data set (or a source's own name); empty for embedded data.
+
+    Raises:
+        ValueError: neither a data set nor a source, with the nearest valid name.
+    """
+    if name in DATASETS:
+        return {source: SOURCES[source] for source in DATASETS[name].sources}
+    if name in SOURCES:
+        return {name: SOURCES[name]}
+    raise unknown_name("data set", name, {*DATASETS, *SOURCES})
