@@ -1,0 +1,81 @@
+"""What `fit` is told, what it answers, and the mode in which models are evaluated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """How long to train and how carefully.
+
+    Attributes:
+        epochs: passes over the data at most; None if ``max_steps`` alone decides.
+        patience: stop once this many epochs in a row did not improve the monitored metric; None: never early.
+        clip_norm: scale the gradient down to this norm (over all parameters) when it is longer; None: leave it.
+        checkpoint_every: checkpoint after so many steps, besides the one after each epoch; 0: epochs only. Worth it
+            when an epoch takes longer than one is ready to lose.
+        max_steps: optimiser steps at most, over the whole run; the epoch in which they end is evaluated as usual.
+        progress: show a progress bar.
+    """
+
+    epochs: int | None
+    patience: int | None = None
+    clip_norm: float | None = None
+    checkpoint_every: int = 0
+    max_steps: int | None = None
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        if self.epochs is None and self.max_steps is None:
+            raise ValueError("give epochs or max_steps: otherwise training never ends")
+        for name in ("epochs", "patience", "max_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, or None, got {value}")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ValueError(f"clip_norm must be positive, or None, got {self.clip_norm}")
+        if self.checkpoint_every < 0:
+            raise ValueError(
+                f"checkpoint_every must be 0 (epochs only) or a number of steps, got {self.checkpoint_every}"
+            )
+
+
+@dataclass
+class History:
+    """What happened.
+
+    Attributes:
+        rows: one per epoch: ``epoch`` (1 is the first), ``step`` (optimiser steps so far), ``train_loss`` (weighted
+            total) and ``train_<term>`` (unweighted) as means over the steps, all that ``evaluate`` returned, ``lr``,
+            and ``seconds`` (training and evaluation).
+        steps: optimiser steps done.
+        best_epoch: the epoch whose weights the model has in the end (None without ``evaluate``: the last ones).
+        best_value: the monitored metric then.
+        stopped: why it ended: ``epochs``, ``max_steps`` or ``patience``; empty while it runs.
+    """
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    steps: int = 0
+    best_epoch: int | None = None
+    best_value: float | None = None
+    stopped: str = ""
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients; afterwards each module has the mode it had (frozen parts may differ)."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

@@ -1,0 +1,216 @@
+"""The state of one `fit` and how it moves: step, epoch, checkpoint.
+
+What makes resuming exact: a checkpoint is only written between two steps (`_between_steps`); it holds everything that
+the next step depends on; and it holds the Result's curves, so that a Result that was saved earlier or later than the
+checkpoint does not matter.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from tqdm.auto import tqdm
+
+from moe_lab.batches import Batches
+from moe_lab.results import Result
+from moe_lab.results.plain import to_plain
+from moe_lab.train.checkpoint import check_agreement, rng_state, save_checkpoint, set_rng_state
+from moe_lab.train.config import FitConfig, History, evaluating
+from moe_lab.train.interrupts import InterruptLater
+from moe_lab.train.meter import Meter, check_metrics, check_names, check_parameters, gradients, weighted_total
+from moe_lab.train.settings import settings_of
+
+
+class Trainer:
+    """One training run; the arguments are those of `fit`."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        train: Batches,
+        loss: Callable[[Any, dict[str, Tensor]], Mapping[str, Tensor]],
+        *,
+        optimizers: list[Optimizer],
+        coefficients: dict[str, float],
+        config: FitConfig,
+        evaluate: Callable[[Any], Mapping[str, float]] | None,
+        monitor: str,
+        result: Result | None,
+        curve: str,
+        checkpoint: Path | None,
+    ) -> None:
+        if config.patience is not None and evaluate is None:
+            raise ValueError("patience needs evaluate: without it there is no metric to wait for")
+        for name, value in coefficients.items():
+            if not math.isfinite(value):
+                raise ValueError(f"coefficients[{name!r}] must be a finite number, got {value}")
+        self.model, self.train, self.loss, self.optimizers = model, train, loss, optimizers
+        self.coefficients, self.config, self.evaluate, self.monitor = coefficients, config, evaluate, monitor
+        self.result, self.curve, self.checkpoint = result, curve, checkpoint
+        self.history = History()
+        self.epoch, self.step_in_epoch, self.seconds = 0, 0, 0.0
+        self.meter = Meter(model, on_gpu=train.device.type == "cuda")
+        self.best: dict[str, Any] | None = None
+        self._scheduled = [module for module in model.modules() if callable(getattr(module, "advance", None))]
+        self._between_steps = True
+        self._settings = settings_of(model, train, optimizers, coefficients, config, monitor if evaluate else None)
+
+    def run(self) -> None:
+        """Train until the config says stop."""
+        steps = min((self.config.epochs or math.inf) * len(self.train), self.config.max_steps or math.inf)
+        try:
+            with (
+                InterruptLater() as interrupts,
+                tqdm(
+                    total=int(steps), initial=self.history.steps, disable=not self.config.progress, leave=False
+                ) as bar,
+            ):
+                if self.history.steps == 0:
+                    self.save()
+                while not self.history.stopped:
+                    bar.set_description(f"epoch {self.epoch + 1}", refresh=False)
+                    self._train_epoch(interrupts, bar)
+                    self._close_epoch(interrupts)
+                interrupts.check()
+        except KeyboardInterrupt:
+            if self._between_steps:
+                self.save()
+            where = f"stopped by Ctrl-C in epoch {self.epoch + 1}, after step {self.history.steps}"
+            how = f"the same call with resume=True goes on from {self.checkpoint}" if self.checkpoint else "not saved"
+            raise KeyboardInterrupt(f"{where}; {how}") from None
+
+    def _train_epoch(self, interrupts: InterruptLater, bar: tqdm) -> None:
+        self.model.train()
+        began = time.perf_counter() - self.seconds
+        every = self.config.checkpoint_every
+        for batch in self.train.epoch(self.epoch, start=self.step_in_epoch):
+            if self.history.steps == self.config.max_steps:
+                break
+            self._step(batch)
+            self.seconds = time.perf_counter() - began
+            bar.update()
+            if "train_loss" in self.meter.sums:
+                bar.set_postfix_str(f"loss {self.meter.means()['train_loss']:.4f}", refresh=False)
+            interrupts.check()
+            if every and self.history.steps % every == 0:
+                self.save()
+
+    def _step(self, batch: dict[str, Tensor]) -> None:
+        self._between_steps = False
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        terms = self.loss(self.model, batch)
+        check_names(terms, self.coefficients, first_step=self.history.steps == 0)
+        total = weighted_total(terms, self.coefficients)
+        total.backward()
+        found = gradients(self.model)
+        norm = torch.nn.utils.get_total_norm(found).to(total.device)
+        self.meter.record(self.history.steps + 1, terms, total, norm)
+        if self.config.clip_norm is not None:
+            scale = (self.config.clip_norm / (norm + 1e-6)).clamp(max=1.0)
+            for gradient in found:
+                gradient.mul_(scale)
+        for optimizer in self.optimizers:
+            optimizer.step()
+        for module in self._scheduled:
+            module.advance()
+        self.history.steps += 1
+        self.step_in_epoch += 1
+        self._between_steps = True
+
+    def _close_epoch(self, interrupts: InterruptLater) -> None:
+        began = time.perf_counter()
+        self.meter.flush()
+        check_parameters(self.model, self.history.steps)
+        row: dict[str, Any] = {"epoch": self.epoch + 1, "step": self.history.steps, **self.meter.means()}
+        row["lr"] = float(self.optimizers[0].param_groups[0]["lr"])
+        metrics = self._evaluate(interrupts)
+        if taken := set(metrics) & {*row, "seconds"}:
+            raise ValueError(f"evaluate must not use the names {sorted(taken)}: they belong to fit")
+        row |= metrics
+        self.epoch += 1
+        if metrics and (self.history.best_value is None or row[self.monitor] < self.history.best_value):
+            self.history.best_value, self.history.best_epoch = row[self.monitor], self.epoch
+            self.best = copy.deepcopy(self.model.state_dict())
+        row["seconds"] = self.seconds + time.perf_counter() - began
+        self.step_in_epoch, self.seconds = 0, 0.0
+        self.meter.reset()
+        self.history.rows.append(row)
+        self.history.stopped = self._why_stop()
+        if self.history.stopped and self.best is not None:
+            self.model.load_state_dict(self.best)
+        if self.result is not None:
+            self.result.log(self.curve, **row)
+        self.save()
+
+    def _evaluate(self, interrupts: InterruptLater) -> dict[str, Any]:
+        if self.evaluate is None:
+            return {}
+        rng = rng_state(self.model)
+        curves = self._curves()
+        try:
+            with interrupts.at_once(), evaluating(self.model):
+                metrics = to_plain(self.evaluate(self.model), "evaluate(model)")
+        except KeyboardInterrupt:  # as if it had not begun: the checkpoint then says "epoch trained, not evaluated"
+            set_rng_state(self.model, rng)
+            if self.result is not None:
+                self.result.curves = curves
+            raise
+        check_metrics(metrics, self.monitor, self.epoch + 1)
+        return metrics
+
+    def _why_stop(self) -> str:
+        config, history = self.config, self.history
+        if config.patience is not None and self.epoch - (history.best_epoch or 0) >= config.patience:
+            return "patience"
+        if config.max_steps is not None and history.steps >= config.max_steps:
+            return "max_steps"
+        return "epochs" if config.epochs is not None and self.epoch >= config.epochs else ""
+
+    def _curves(self) -> dict[str, list[dict[str, Any]]]:
+        return {name: list(rows) for name, rows in self.result.curves.items()} if self.result is not None else {}
+
+    def save(self) -> None:
+        """Write the checkpoint, then the Result."""
+        self.meter.flush()
+        if self.checkpoint is not None:
+            check_parameters(self.model, self.history.steps)
+            content = {
+                "settings": self._settings,
+                "model": self.model.state_dict(),
+                "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+                "best": self.best,
+                "rng": rng_state(self.model),
+                "history": asdict(self.history),
+                "position": {"epoch": self.epoch, "step_in_epoch": self.step_in_epoch, "seconds": self.seconds},
+                "meter": {"sums": self.meter.sums, "counts": self.meter.counts},
+                "curves": self._curves(),
+            }
+            save_checkpoint(self.checkpoint, content)
+        if self.result is not None:
+            self.result.save()
+
+    def restore(self, content: Mapping[str, Any]) -> None:
+        """Take over a checkpoint's state."""
+        assert self.checkpoint is not None
+        check_agreement(self.checkpoint, content["settings"], self._settings)
+        self.model.load_state_dict(content["model"])
+        for optimizer, state in zip(self.optimizers, content["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
+        self.best = content["best"]
+        set_rng_state(self.model, content["rng"])
+        self.history = History(**content["history"])
+        self.epoch, self.step_in_epoch = content["position"]["epoch"], content["position"]["step_in_epoch"]
+        self.seconds = content["position"]["seconds"]
+        self.meter.sums, self.meter.counts = content["meter"]["sums"], content["meter"]["counts"]
+        if self.result is not None:
+            self.result.curves = content["curves"]
