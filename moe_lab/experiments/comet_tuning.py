@@ -1,0 +1,166 @@
+"""How much tuning does a gate need? Random search per gate, with and without local search (COMET, KDD 2023, section 5).
+
+A study draws ``n_trials`` points of each gate's `search_space`, trains the recommender once per point, and keeps one
+row per trial: validation loss, test loss, what was drawn. `moe_lab.tuning` turns the rows into top-5 % tables and
+budget curves.
+
+Resumable twice over: the study's Result keeps the plan (which points) and the finished trials; a trial is itself a
+Result and is found again even if the study's file is lost. With the plan written beforehand (`plan`) a machine without
+Optuna can run the trials.
+
+Where we differ: each trial has its own seed, and a hash table of its own (the authors' trials share one unseeded
+    table).
+
+Taught in notebook 06.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from moe_lab.experiments import comet_recommender
+from moe_lab.experiments.parallel import in_parallel
+from moe_lab.experiments.recommender_config import RecommenderConfig
+from moe_lab.gates.build import check_gate_name
+from moe_lab.results import Result, run_cached
+from moe_lab.search_spaces import search_space
+from moe_lab.train import NonFiniteLoss
+from moe_lab.tuning import Pool, draw_trials
+
+EXPERIMENT = "comet_tuning"
+_TINY = {"n_users": 200, "n_items": 100, "items_per_user": 25}
+_PROFILES: dict[str, dict[str, Any]] = {
+    "quick": {},
+    "standard": {
+        "recommender": "standard",
+        "gates": ("softmax", "hash", "hash+", "topk", "topk+", "dselect_k", "comet", "comet+"),
+        "n_trials": 40,
+        "changes": {"epochs": 10, "patience": 3},
+    },
+    "paper": {
+        "recommender": "paper",
+        "gates": ("softmax", "hash", "hash+", "topk", "topk+", "dselect_k", "comet", "comet+"),
+        "n_trials": 500,
+        "changes": {},
+    },
+}
+
+
+@dataclass(frozen=True)
+class TuningConfig:
+    """One study. The defaults are those of profile "quick".
+
+    Attributes:
+        recommender: the `RecommenderConfig` profile that says data set and sizes.
+        gates: which gates, each with its own search space and as many trials as the others.
+        n_trials: trials per gate; 24 give a budget curve, the paper has 500.
+        seed: of the draws; trial i trains with seed 1000 x seed + i, the same i for all gates.
+        changes: fields of `RecommenderConfig` that hold for all trials (epochs, sizes, task weight).
+
+    Raises:
+        ValueError: unknown gate or profile, no trial.
+    """
+
+    recommender: str = "quick"
+    gates: Sequence[str] = ("hash", "hash+", "topk", "topk+", "comet", "comet+")
+    n_trials: int = 24
+    seed: int = 0
+    changes: Mapping[str, Any] = field(default_factory=lambda: {"epochs": 6, "data_options": _TINY})
+
+    def __post_init__(self) -> None:
+        for gate in self.gates:
+            check_gate_name(gate)
+        if self.n_trials < 1:
+            raise ValueError(f"n_trials must be at least 1, got {self.n_trials}")
+        RecommenderConfig.profile(self.recommender, **self.changes)
+
+    @classmethod
+    def profile(cls, name: str, **changes: Any) -> TuningConfig:
+        """The settings of a profile, some of them changed."""
+        if name not in _PROFILES:
+            near = difflib.get_close_matches(name, _PROFILES, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"unknown profile {name!r}{hint} Valid: {', '.join(_PROFILES)}")
+        return cls(**{**_PROFILES[name], **changes})
+
+    def trial(self, gate: str, index: int, drawn: Mapping[str, Any]) -> RecommenderConfig:
+        """The config of one trial."""
+        fixed = {"gate": gate, "seed": 1000 * self.seed + index}
+        return RecommenderConfig.profile(self.recommender, **{**self.changes, **fixed, **drawn})
+
+
+def plan(config: TuningConfig, *, root: Path | str | None = None) -> Result:
+    """Open the study and write down which points will be tried; nothing is trained. Needs Optuna."""
+    result = Result.open(EXPERIMENT, config, root=root)
+    if "plan" not in result.curves:
+        _draw(config, result)
+        result.save()
+    return result
+
+
+def run(
+    config: TuningConfig,
+    *,
+    root: Path | str | None = None,
+    recompute: bool = False,
+    progress: bool = True,
+    n_workers: int = 1,
+) -> Result:
+    """Run the study, or what is left of it.
+
+    Returns:
+        A Result with ``curves["trials"]``: gate, trial, drawn values, valid_loss, test_loss, test_auc, test_mse,
+        experts_per_example, used_experts, seconds; a trial that diverged has NaN losses.
+    """
+    compute = partial(_run_trials, config, root, recompute, progress, n_workers)
+    return run_cached(EXPERIMENT, config, compute, root=root, recompute=recompute)
+
+
+def pools(result: Result) -> dict[str, Pool]:
+    """The finished trials as one `Pool` per gate, trials in order of their index."""
+    rows = sorted(result.curves["trials"], key=lambda row: row["trial"])
+    return {
+        gate: Pool.of(*zip(*((r["valid_loss"], r["test_loss"]) for r in rows if r["gate"] == gate), strict=True))
+        for gate in result.config["gates"]
+    }
+
+
+def _draw(config: TuningConfig, result: Result) -> None:
+    dataset = RecommenderConfig.profile(config.recommender, **config.changes).dataset
+    for place, gate in enumerate(config.gates):
+        drawn = draw_trials(search_space(dataset, gate), config.n_trials, seed=1000 * config.seed + place)
+        for index, values in enumerate(drawn):
+            result.log("plan", gate=gate, trial=index, drawn=values)
+
+
+def _one_trial(job: tuple[RecommenderConfig, Path | str | None, bool, dict[str, Any]]) -> dict[str, Any]:
+    config, root, recompute, _ = job
+    try:
+        result = comet_recommender.run(config, root=root, recompute=recompute, progress=False)
+    except NonFiniteLoss:
+        return {"valid_loss": float("nan"), "test_loss": float("nan")}
+    kept = ("valid_loss", "test_loss", "test_auc", "test_mse", "experts_per_example", "used_experts", "best_epoch")
+    return {**{name: result.metrics[name] for name in kept}, "seconds": round(result.wall_seconds, 2)}
+
+
+def _run_trials(
+    config: TuningConfig, root: Path | str | None, recompute: bool, progress: bool, n_workers: int, result: Result
+) -> dict[str, Any]:
+    if "plan" not in result.curves:
+        _draw(config, result)
+        result.save()
+    trials = result.curves.setdefault("trials", [])
+    done = {(row["gate"], row["trial"]) for row in trials}
+    todo = [row for row in result.curves["plan"] if (row["gate"], row["trial"]) not in done]
+    todo.sort(key=lambda row: row["trial"])  # all gates advance together: an unfinished study can still be compared
+    jobs = [(config.trial(row["gate"], row["trial"], row["drawn"]), root, recompute, row) for row in todo]
+    for job, losses in in_parallel(_one_trial, jobs, n_workers, label="trials", progress=progress):
+        result.log("trials", **job[-1], **losses)
+        result.save()
+    trials.sort(key=lambda row: (config.gates.index(row["gate"]), row["trial"]))
+    return {"trials": len(trials), "trial_seconds": sum(row.get("seconds", 0.0) for row in trials)}

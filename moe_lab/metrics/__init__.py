@@ -1,0 +1,1 @@
+"""Numbers about predictions and about routing. No model, no training."""
