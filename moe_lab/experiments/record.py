@@ -1,12 +1,13 @@
 """Long runs on a bigger machine, kept in the repository as small Results.
 
     python -m moe_lab.experiments.record --what recommender --out data/recorded --workers 16 --seeds 0 1 2 3 4
+    python -m moe_lab.experiments.record --what vision --out data/recorded --workers 6 --seeds 0 1 2
     python -m moe_lab.experiments.record --what tuning --out data/recorded --workers 16
 
 Interrupt it as you like: what is finished is found again, what was running goes on from its checkpoint. Full Results
-    and
-checkpoints live in ``--scratch`` (default: `paths.runs_dir`), thinned copies in ``--out``. Needs neither pooch (the
-data are in the cache) nor, for tuning, Optuna, if ``--plan-only`` was run before where Optuna is.
+and checkpoints live in ``--scratch`` (default: `paths.runs_dir`), thinned copies in ``--out``. The machine needs neither
+pooch (the data are in the cache) nor Optuna: run ``--what tuning --plan-only`` where Optuna is, and take the plan along
+in ``--scratch``.
 
 To record something else, add a `Recording` to `RECORDINGS`.
 """
@@ -46,28 +47,53 @@ class Recording:
 
 
 def _recommender_configs(options: argparse.Namespace) -> list[Any]:
-    """All gates at both task weights, and the smooth-step gates at a small and a large gamma besides."""
+    """All gates at both task weights; besides, COMET and DSelect-k at other gammas and at a smaller lambda.
+
+    The extras are done for three seeds at most: they are there to show collapse and its opposite, not to rank gates.
+    """
     from moe_lab.experiments.recommender_config import RecommenderConfig
 
     def config(**changes):
         return RecommenderConfig.profile(options.profile, **changes)
 
     gates = options.gates or GATES
-    configs = [config(gate=gate, seed=seed) for seed in options.seeds for gate in gates]
-    configs += [
-        config(gate=gate, seed=seed, gamma=gamma)
-        for seed in options.seeds
-        for gamma in (0.1, 10.0)
-        for gate in gates
-        if gate.startswith(("comet", "dselect_k"))
-    ]
-    return configs + [config(gate=gate, seed=seed, watch_weight=0.1) for seed in options.seeds for gate in gates]
+    main = [config(gate=gate, seed=seed) for seed in options.seeds for gate in gates]
+    few = options.seeds[:3]
+    other_weight = [config(gate=gate, seed=seed, watch_weight=0.1) for seed in few for gate in gates]
+    shapes = ({"gamma": 0.1}, {"gamma": 10.0}, {"entropy_weight": 0.01})
+    smooth = [gate for gate in gates if gate in ("dselect_k", "comet", "comet+")]
+    extras = [config(gate=gate, seed=seed, **shape) for seed in few for shape in shapes for gate in smooth]
+    return main + other_weight + extras
 
 
 def _run_recommender(config: Any, root: Path, n_workers: int) -> Result:
     from moe_lab.experiments import comet_recommender
 
     return comet_recommender.run(config, root=root, progress=n_workers == 1)
+
+
+def _vision_configs(options: argparse.Namespace) -> list[Any]:
+    """All gates and baselines; then, for seed after seed, the smooth-step gates at smaller gammas: the trees freeze."""
+    from moe_lab.experiments.vision_config import BASELINES, VisionConfig
+
+    def config(**changes):
+        return VisionConfig.profile(options.profile, **changes)
+
+    gates = options.gates or (*BASELINES, "softmax", "hash", "topk", "topk+", "dselect_k", "comet", "comet+")
+    configs = [config(gate=gate, seed=seed) for seed in options.seeds for gate in gates]
+    return configs + [
+        config(gate=gate, seed=seed, gamma=gamma)
+        for seed in options.seeds
+        for gamma in (1.0, 0.01)
+        for gate in gates
+        if gate in ("comet", "comet+", "dselect_k")
+    ]
+
+
+def _run_vision(config: Any, root: Path, n_workers: int) -> Result:
+    from moe_lab.experiments import comet_vision
+
+    return comet_vision.run(config, root=root, progress=n_workers == 1)
 
 
 def _tuning_configs(options: argparse.Namespace) -> list[Any]:
@@ -95,7 +121,15 @@ RECORDINGS: dict[str, Recording] = {
     "recommender": Recording(
         _recommender_configs,
         _run_recommender,
-        ("gate", "gamma", "watch_weight", "test_loss", "test_auc", "test_mse", "experts_per_example", "used_experts"),
+        (
+            *("watch_weight", "gate", "gamma", "entropy_weight"),
+            *("test_loss", "test_auc", "test_mse", "experts_per_example", "within_k", "used_experts"),
+        ),
+    ),
+    "vision": Recording(
+        _vision_configs,
+        _run_vision,
+        ("gate", "gamma", "test_loss", "test_accuracy", "experts_per_example", "experts_run", "same_set", "within_k"),
     ),
     "tuning": Recording(
         _tuning_configs, _run_tuning, ("n_trials", "trials", "trial_seconds"), workers_inside=True, prepare=_plan_tuning
@@ -115,7 +149,11 @@ def thinned(result: Result, out: Path, commit: str | None = None, most_rows: int
             return rows
         last = max((row.get("epoch", 0) for row in rows), default=0)
         step = -(-last // most_rows) if last else 1
-        kept = [row for row in rows if "epoch" not in row or row["epoch"] % step == 0 or row["epoch"] in (1, last)]
+        kept = [
+            row
+            for row in rows
+            if "epoch" not in row or row["epoch"] % step == 0 or row["epoch"] in (1, last) or row.get("final")
+        ]
         return [rounded({key: value for key, value in row.items() if key != "histogram"}, 5) for row in kept]
 
     curves = {name: thin(name, rows) for name, rows in result.curves.items()}

@@ -2,8 +2,7 @@
 
 Legend: N tokens, E experts, K trees.
 
-Counts are of *exact* zeros: a weight of 1e-30 is an expert that runs. (The COMET authors' code counts weights below
-1e-5.)
+Counts are of *exact* zeros: a weight of 1e-30 is an expert that runs. The COMET authors' code counts weights below 1e-5.
 """
 
 from __future__ import annotations
@@ -74,7 +73,7 @@ class RoutingTally:
         n_experts = len(self.routed)
         importance = self.weight / self.rows
         summary = {
-            "experts_mean": float((share * torch.arange(n_experts + 1)).sum()),
+            "experts_mean": float((share * torch.arange(n_experts + 1, device=share.device)).sum()),
             "experts_max": int(self.histogram.nonzero().max()),
             "within_k": float(share[: self.k + 1].sum()),
             "histogram": share.tolist(),
