@@ -7,8 +7,8 @@ and the experts, each has its gate and its head. The validation loss (tasks only
 the test rows are looked at once, at the end.
 
 Where we differ: losses of a data set are exact means (``test_loss_official`` is the authors' batch-weighted estimate),
-the AUC is the exact rank statistic, the best epoch's weights are restored also when the epoch limit ends the run (theirs
-are only when early stopping triggers), experts with weight 0 are not run, and hash tables are seeded.
+the AUC is the exact rank statistic, the best epoch's weights are restored also when the epoch limit ends the run (the
+authors' only when early stopping triggers), experts with weight 0 are not run, and hash tables are seeded.
 
 Taught in notebook 03.
 """

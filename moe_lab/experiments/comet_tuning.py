@@ -8,8 +8,7 @@ Resumable twice over: the study's Result keeps the plan (which points) and the f
 Result and is found again even if the study's file is lost. With the plan written beforehand (`plan`) a machine without
 Optuna can run the trials.
 
-Where we differ: each trial has its own seed, and a hash table of its own (the authors' trials share one unseeded
-    table).
+Where we differ: each trial has its own seed, and its own hash table (the authors' trials share one unseeded table).
 
 Taught in notebook 06.
 """
@@ -40,7 +39,7 @@ _PROFILES: dict[str, dict[str, Any]] = {
         "recommender": "standard",
         "gates": ("softmax", "hash", "hash+", "topk", "topk+", "dselect_k", "comet", "comet+"),
         "n_trials": 40,
-        "changes": {"epochs": 10, "patience": 3},
+        "changes": {"epochs": 8},
     },
     "paper": {
         "recommender": "paper",

@@ -11,12 +11,15 @@ from moe_lab.gates.build import check_gate_name
 
 TASKS = ("watch", "rating")
 
+_SMALL = {"n_users": 300, "n_items": 200, "items_per_user": 40}  # of the planted data; 8 clusters of users
+
 _PROFILES: dict[str, dict[str, Any]] = {
     # Embedded planted data, seconds per gate on one core: for tests, `make run` and the widgets.
     "quick": {},
     # MovieLens-100k, sizes of the pilot (half a minute per gate on one core).
     "standard": {
         "dataset": "ml-100k",
+        "data_options": {},
         "embedding": 32,
         "hidden": 64,
         "head": 64,
@@ -28,6 +31,7 @@ _PROFILES: dict[str, dict[str, Any]] = {
     # The paper's sizes. One run is 3,076 steps an epoch: hours on a CPU, minutes on a GPU.
     "paper": {
         "dataset": "ml-1m",
+        "data_options": {},
         "n_experts": 16,
         "embedding": 128,
         "hidden": 256,
@@ -87,7 +91,7 @@ class RecommenderConfig:
     seed: int = 0
     dataset: str = "planted-recommender"
     data_seed: int = 0
-    data_options: Mapping[str, Any] = field(default_factory=dict)
+    data_options: Mapping[str, Any] = field(default_factory=lambda: dict(_SMALL))
     n_experts: int = 8
     k: int = 2
     gamma: float = 1.0
@@ -101,9 +105,9 @@ class RecommenderConfig:
     hidden: int = 32
     head: int = 32
     dropout: float = 0.5
-    learning_rate: float = 5e-3
+    learning_rate: float = 2e-2
     batch_size: int = 512
-    epochs: int = 12
+    epochs: int = 10
     patience: int | None = None
     official_batch: int = 128
     device: str = "cpu"

@@ -11,8 +11,7 @@ is the row-weighted mean of per-batch losses, which weights a batch by its rows 
 (`batchwise_masked_mse` reproduces that artefact). Ours are means over the data set.
 
 Baselines belong in every table: popularity alone reaches an AUC of about 0.85 on MovieLens, because negatives are
-    uniform.
-Taught in notebook 03.
+uniform. Taught in notebook 03.
 """
 
 from __future__ import annotations
