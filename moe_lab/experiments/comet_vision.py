@@ -161,12 +161,13 @@ def final_metrics(found: Measurement, data: Dataset) -> dict[str, Any]:
     """What the test images say about the restored model.
 
     Returns:
-        test_loss, test_accuracy (means over the tasks), test_loss_<task>, test_accuracy_<task>; experts_per_example
-        (mean over images and tasks); experts_run (mean number of experts that really run on an image: tasks that want
-        the same one share it); within_k (share of images with at most k experts, the worse task); used_experts (the
-        worse task); same_set (share of images that all go to the one most frequent set of experts: 1 = the gate does not look
-        at the image; mean over tasks); constant_loss and constant_accuracy (no network); ``routing`` per task as in
-        `RoutingTally.summary`; ``class_weights`` per task, (classes, E) mean weight of each expert for each class.
+        test_loss, test_accuracy (means over the tasks), test_loss_<task>, test_accuracy_<task>;
+        experts_per_example (mean over images and tasks); experts_run (mean number of experts that really run on
+        an image: tasks that want the same one share it); within_k (share of images with at most k experts, the
+        worse task); used_experts (the worse task); same_set (share of images that all go to the one most
+        frequent set of experts: 1 = the gate does not look at the image; mean over tasks); constant_loss and
+        constant_accuracy (no network); ``routing`` per task as in `RoutingTally.summary`; ``class_weights`` per
+        task, (classes, E) mean weight of each expert for each class.
     """
     return {
         **{f"test_{name}": value for name, value in found.scores.items()},

@@ -66,14 +66,29 @@ class ConvExperts(ExpertBank):
 
     @staticmethod
     def _features(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
-        """One expert's convolutions: x (n, C, H, W) -> (n, features)."""
+        """One expert's convolutions: x (n, C, H, W) -> (n, features). ReLU behind the pool: same values, less work."""
         for weight, bias in zip(weights, biases, strict=True):
-            x = nn.functional.max_pool2d(nn.functional.conv2d(x, weight, bias).relu(), 2)
+            x = nn.functional.max_pool2d(nn.functional.conv2d(x, weight, bias), 2).relu()
         return x.flatten(1)
+
+    def _all_features(self, x: Tensor) -> Tensor:
+        """Every expert's convolutions of the same x (T, C, H, W) as one grouped convolution each -> (E * T, features).
+
+        For GPUs, where 16 small kernels cost 16 launches. On a CPU the loop is faster at the paper's sizes (2.4 s
+        against 3.1 s, forward and backward, 16 experts, 128 images of 36 x 36, one busy core).
+        """
+        n_images = x.shape[0]
+        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            groups = self.n_experts if layer else 1  # the first layer's input is the same for all: one wide layer
+            x = nn.functional.conv2d(x, weight.flatten(0, 1), bias.flatten(), groups=groups)
+            x = nn.functional.max_pool2d(x, 2).relu()
+        return x.view(n_images, self.n_experts, -1).transpose(0, 1).flatten(0, 1)
 
     def forward(self, x: Tensor, counts: Sequence[int] | Tensor | None = None) -> Tensor:
         """x (N, C, H, W) sorted by expert, counts (E,) -> (N, F); None: every expert on all x -> (E * T, F)."""
         counts = check_counts(counts, x.shape[0], self.n_experts)
+        if counts is None and x.is_cuda:
+            return self.head(self._all_features(x), [x.shape[0]] * self.n_experts)
         rows = [x] * self.n_experts if counts is None else x.split(counts)
         # unbind: its backward stacks the experts' gradients once (zeros where an expert did not run)
         layers = [zip(*(p.unbind(0) for p in stack), strict=True) for stack in (self.weights, self.biases)]

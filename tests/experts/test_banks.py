@@ -113,3 +113,14 @@ def test_impossible_banks_are_refused_with_advice():
         MLPExperts(2, (3,))
     with pytest.raises(ValueError, match="sum to the 5 rows"):
         MLPExperts(2, (3, 3))(torch.randn(5, 3), [2, 2])
+
+
+def test_the_grouped_convolution_that_gpus_use_equals_the_loop_over_experts():
+    bank = ConvExperts(3, 2, 13, channels=(4, 5), kernel=3, dense=(6,)).double()
+    x = torch.randn(7, 2, 13, 13, dtype=torch.float64)
+    grouped = bank.head(bank._all_features(x), [7] * 3)
+    torch.testing.assert_close(grouped, bank(x))
+    of_grouped = torch.autograd.grad(grouped.square().sum(), list(bank.parameters()))
+    of_loop = torch.autograd.grad(bank(x).square().sum(), list(bank.parameters()))
+    for one, other in zip(of_grouped, of_loop, strict=True):
+        torch.testing.assert_close(one, other)
