@@ -9,7 +9,7 @@ task with one gate. The validation loss (tasks only) chooses the epoch; the test
 
 Where we differ: losses of a data set are exact means, the best epoch's weights are restored also when the epoch limit
 ends the run (theirs are only when early stopping triggers), experts with weight 0 are not run, and hash keys come from
-the pixels.
+the pixels. ``center_pixels`` is ours, and off by default.
 
 Taught in notebook 04.
 """
@@ -27,7 +27,7 @@ from torch.nn.functional import cross_entropy
 from moe_lab.batches import Batches
 from moe_lab.datasets import Dataset
 from moe_lab.experiments.vision_config import BASELINES, VisionConfig
-from moe_lab.experiments.vision_data import constant_baseline, load_data, task_names
+from moe_lab.experiments.vision_data import constant_baseline, load_data, mean_image, task_names
 from moe_lab.experiments.vision_measure import Measurement, measure, routing_of
 from moe_lab.gates.base import Gate
 from moe_lab.gates.build import build_gates
@@ -106,6 +106,7 @@ def build_model(config: VisionConfig, data: Dataset, steps_per_epoch: int) -> Mu
         dense=config.dense,
         head=config.head,
         scale=data.info["scale"],
+        gate_offset=mean_image(data) if config.center_pixels else None,
         generator=torch.Generator().manual_seed(config.seed),
     )
 

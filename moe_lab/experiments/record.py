@@ -73,20 +73,17 @@ def _run_recommender(config: Any, root: Path, n_workers: int) -> Result:
 
 
 def _vision_configs(options: argparse.Namespace) -> list[Any]:
-    """All gates and baselines; then, for seed after seed, the smooth-step gates at smaller gammas: the trees freeze."""
+    """All gates and baselines; then gates on centred pixels; then other gammas and entropy weights on raw pixels."""
     from moe_lab.experiments.vision_config import BASELINES, VisionConfig
 
-    def config(**changes):
-        return VisionConfig.profile(options.profile, **changes)
-
     gates = options.gates or (*BASELINES, "softmax", "hash", "topk", "topk+", "dselect_k", "comet", "comet+")
-    configs = [config(gate=gate, seed=seed) for seed in options.seeds for gate in gates]
-    return configs + [
-        config(gate=gate, seed=seed, gamma=gamma)
-        for seed in options.seeds
-        for gamma in (1.0, 0.01)
-        for gate in gates
-        if gate in ("comet", "comet+", "dselect_k")
+    variants: list[dict[str, Any]] = [{"gate": gate} for gate in gates]
+    centred = [("softmax", 1.0), ("topk", 1.0), ("dselect_k", 1.0), ("comet+", 1.0), *(("comet", g) for g in (10, 1, 0.1))]
+    variants += [{"gate": gate, "gamma": gamma, "center_pixels": True} for gate, gamma in centred if gate in gates]
+    others = [{"gamma": 1.0}, {"gamma": 0.01}, {"entropy_weight": 1e-3}]
+    variants += [{"gate": "comet", **other} for other in others if "comet" in gates]
+    return [
+        VisionConfig.profile(options.profile, seed=seed, **variant) for variant in variants for seed in options.seeds
     ]
 
 
@@ -129,7 +126,10 @@ RECORDINGS: dict[str, Recording] = {
     "vision": Recording(
         _vision_configs,
         _run_vision,
-        ("gate", "gamma", "test_loss", "test_accuracy", "experts_per_example", "experts_run", "same_set", "within_k"),
+        (
+            *("gate", "gamma", "entropy_weight", "center_pixels", "test_loss", "test_accuracy"),
+            *("experts_per_example", "experts_run", "same_set", "within_k", "used_experts"),
+        ),
     ),
     "tuning": Recording(
         _tuning_configs, _run_tuning, ("n_trials", "trials", "trial_seconds"), workers_inside=True, prepare=_plan_tuning
@@ -140,12 +140,12 @@ RECORDINGS: dict[str, Recording] = {
 def thinned(result: Result, out: Path, commit: str | None = None, most_rows: int = 30) -> Result:
     """A small copy under ``out``: per curve (and task) at most ``most_rows`` rows, floats of curves rounded.
 
-    Trials and plans are kept whole: they are the result. Routing rows lose their histogram.
+    Trials are kept whole, they are the result; the plan they repeat is not. Routing rows lose their histogram.
     """
     from moe_lab.experiments.comet_recommender import rounded
 
     def thin(name: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        if name in ("trials", "plan"):
+        if name == "trials":
             return rows
         last = max((row.get("epoch", 0) for row in rows), default=0)
         step = -(-last // most_rows) if last else 1
@@ -156,7 +156,7 @@ def thinned(result: Result, out: Path, commit: str | None = None, most_rows: int
         ]
         return [rounded({key: value for key, value in row.items() if key != "histogram"}, 5) for row in kept]
 
-    curves = {name: thin(name, rows) for name, rows in result.curves.items()}
+    curves = {name: thin(name, rows) for name, rows in result.curves.items() if name != "plan"}
     about = dict(result.environment)
     if commit is not None and about.get("commit") is None:
         about["commit"] = commit

@@ -21,14 +21,15 @@ _PROFILES: dict[str, dict[str, Any]] = {
         "data_options": {},
         "n_experts": 16,
         "k": 4,
+        "entropy_weight": 0.1,
         "channels": (10, 20),
         "kernel": 5,
         "dense": (50, 50),
         "head": (50, 50),
         "learning_rate": 1e-3,
         "batch_size": 512,
-        "epochs": 20,
-        "patience": 5,
+        "epochs": 15,
+        "patience": 4,
         "watched_images": 4,
         "device": "auto",
     },
@@ -38,6 +39,7 @@ _PROFILES: dict[str, dict[str, Any]] = {
         "data_options": {},
         "n_experts": 16,
         "k": 4,
+        "entropy_weight": 0.1,
         "channels": (10, 20),
         "kernel": 5,
         "dense": (50, 50),
@@ -82,11 +84,14 @@ class VisionConfig:
         gamma: width of the smooth-step (COMET, DSelect-k). 10, the widest of the paper's grid .001 .. 10: it divides
             the learning rate of the splits, and raw pixels are large gate inputs; at 1 or below trees are hard
             before the experts have learned anything (measured in notebook 04).
-        entropy_weight: lambda, coefficient of the gates' entropy; the paper's grid is 1e-4 .. 10.
+        entropy_weight: lambda, coefficient of the gates' entropy; the paper's grid is 1e-4 .. 10. 1 makes the trees of
+            quick hard within its few epochs; 0.1 elsewhere.
         load_balance_weight: coefficient of top-k's balancing loss; 0 as in the paper.
         permutation_weight: coefficient of the search's regulariser (the paper's zeta).
         permutation_epochs: length of the local search ("+"); the paper's MultiMNIST has 1 to 5 % of the epochs.
         permutation_schedule: temperatures of the search, "default" or "official" (too cold for 16 experts).
+        center_pixels: subtract the mean training image from what the gates see. Off, as in the paper. Pixels are never
+            negative: without this all images push a split the same way (notebook 04).
         n_keys: size of the hash table; an image's key is computed from its pixels (`vision_data.image_keys`). Only
             has to be much larger than E.
         channels, kernel, dense: of an expert, see `ConvExperts`; (10, 20), 5, (50, 50) in the paper.
@@ -111,11 +116,12 @@ class VisionConfig:
     n_experts: int = 8
     k: int = 2
     gamma: float = 10.0
-    entropy_weight: float = 0.01
+    entropy_weight: float = 1.0
     load_balance_weight: float = 0.0
     permutation_weight: float = 1e-4
     permutation_epochs: float = 1.0
     permutation_schedule: str = "default"
+    center_pixels: bool = False
     n_keys: int = 65536
     channels: tuple[int, ...] = (8,)
     kernel: int = 3

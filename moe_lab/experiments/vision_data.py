@@ -54,6 +54,13 @@ def load_data(config: VisionConfig) -> Dataset:
     return _load(config.dataset, config.data_seed, tuple(sorted(config.data_options.items())), config.n_keys)
 
 
+def mean_image(data: Dataset) -> Tensor:
+    """(C * H * W,) float32: the mean training image, scaled as models scale it."""
+    images = data.train["image"]
+    total = sum(part.double().sum(0) for part in images.split(_ROWS))
+    return (total / len(images) / data.info["scale"]).float().flatten()
+
+
 def constant_baseline(train: Mapping[str, Tensor], test: Mapping[str, Tensor], n_classes: int) -> dict[str, float]:
     """What needs no network, means over the tasks.
 

@@ -5,8 +5,8 @@ Legend: T images, C channels, H = W side, E experts, Y classes.
     y_s(image)  = sum_e g_s,e(pixels) cnn_e(image)      the gates see the flattened raw image, not features
     logits_s    = dense_Y(relu(dense_50(relu(dense_50(y_s)))))      one head per task
 
-Images arrive as integers and are divided by 255 here, so that a stored
-data set stays small and no caller can forget it (MultiMNIST adds two images: values reach 2).
+Images arrive as integers and are divided by 255 here, so that a stored data set stays small and no caller can forget it
+(MultiMNIST adds two images: values reach 2).
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ class MultiDigitClassifier(nn.Module):
         channels, kernel, dense: of the experts, see `ConvExperts`. Digits: ``dense=(50,)``.
         head: hidden widths of each head; (50, 50) in the paper.
         scale: images are divided by it.
+        gate_offset: (C * H * W,) subtracted from the scaled pixels that the gates see (the experts see the image as it
+            is); None: nothing, as in the paper. The mean training image takes away what all images have in common.
         generator: for the initial weights of everything but the gates.
     """
 
@@ -51,12 +53,14 @@ class MultiDigitClassifier(nn.Module):
         dense: Sequence[int] = (50, 50),
         head: Sequence[int] = (50, 50),
         scale: float = 255.0,
+        gate_offset: Tensor | None = None,
         generator: torch.Generator | None = None,
     ):
         super().__init__()
         if len(gates) != n_tasks:
             raise ValueError(f"{n_tasks} tasks need as many gates, got {len(gates)}")
         self.scale = scale
+        self.register_buffer("gate_offset", gate_offset)
         n_experts = gates[0].n_experts if n_experts is None else n_experts
         experts = ConvExperts(n_experts, in_channels, image_size, channels, kernel, dense, generator)
         self.moe = MultiGateMoE(gates, experts)
@@ -74,7 +78,7 @@ class MultiDigitClassifier(nn.Module):
             logits, one (T, Y) per task, and the Routings.
         """
         x = image.to(self.heads[0][0].weight.dtype) / self.scale
-        pixels = x.flatten(1)
+        pixels = x.flatten(1) if self.gate_offset is None else x.flatten(1) - self.gate_offset
         wants_keys = [getattr(gate, "gate_input", "features") == "keys" for gate in self.moe.gates]
         if any(wants_keys) and keys is None:
             raise ValueError("a hash gate routes by key: call the model with keys=(T,) integers")
