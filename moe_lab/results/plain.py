@@ -23,6 +23,8 @@ def to_plain(value: Any, where: str = "value") -> Any:
     Raises:
         ValueError: something else is inside; the message says where.
     """
+    if isinstance(value, np.generic | np.ndarray):  # before float: numpy.float64 is one, and writes itself differently
+        return to_plain(value.tolist(), where)
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -34,8 +36,6 @@ def to_plain(value: Any, where: str = "value") -> Any:
         return [to_plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
     if isinstance(value, Path):
         return value.as_posix()
-    if isinstance(value, np.generic | np.ndarray):
-        return to_plain(value.tolist(), where)
     if isinstance(value, torch.Tensor):
         return to_plain(value.detach().cpu().tolist(), where)
     raise ValueError(

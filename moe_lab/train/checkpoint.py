@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -47,11 +48,14 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
         if not candidate.exists():
             continue
         try:
+            with zipfile.ZipFile(candidate) as archive:  # torch.load itself does not look at the checksums
+                if (part := archive.testzip()) is not None:
+                    raise ValueError(f"wrong checksum of {part}")
             content = torch.load(candidate, map_location="cpu", weights_only=True)
             if not isinstance(content, dict) or content.get("format") != FORMAT:
                 raise ValueError(f"not in the format {FORMAT!r}")
         except Exception as error:  # a damaged archive raises almost anything
-            problems.append(f"{candidate} ({type(error).__name__}: {str(error).splitlines()[0]})")
+            problems.append(f"{candidate} ({type(error).__name__}: {str(error).partition(chr(10))[0]})")
             continue
         if problems:
             warnings.warn(f"damaged: {problems[0]}; going on from {candidate.name}, an earlier one.", stacklevel=2)

@@ -68,6 +68,16 @@ class History:
     stopped: str = ""
 
 
+def why_stop(config: FitConfig, history: History) -> str:
+    """After an epoch: ``patience``, ``max_steps``, ``epochs``, or empty to go on."""
+    epoch = len(history.rows)
+    if config.patience is not None and epoch - (history.best_epoch or 0) >= config.patience:
+        return "patience"
+    if config.max_steps is not None and history.steps >= config.max_steps:
+        return "max_steps"
+    return "epochs" if config.epochs is not None and epoch >= config.epochs else ""
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode without gradients; afterwards each module has the mode it had (frozen parts may differ)."""

@@ -11,7 +11,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,56 +24,48 @@ from moe_lab.batches import Batches
 from moe_lab.results import Result
 from moe_lab.results.plain import to_plain
 from moe_lab.train.checkpoint import check_agreement, rng_state, save_checkpoint, set_rng_state
-from moe_lab.train.config import FitConfig, History, evaluating
+from moe_lab.train.config import FitConfig, History, evaluating, why_stop
 from moe_lab.train.interrupts import InterruptLater
-from moe_lab.train.meter import Meter, check_metrics, check_names, check_parameters, gradients, weighted_total
+from moe_lab.train.meter import Meter, check_metrics, check_parameters
 from moe_lab.train.settings import settings_of
+from moe_lab.train.terms import check_coefficients, check_names, clip, gradients, weighted_total
 
 
+@dataclass
 class Trainer:
     """One training run; the arguments are those of `fit`."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        train: Batches,
-        loss: Callable[[Any, dict[str, Tensor]], Mapping[str, Tensor]],
-        *,
-        optimizers: list[Optimizer],
-        coefficients: dict[str, float],
-        config: FitConfig,
-        evaluate: Callable[[Any], Mapping[str, float]] | None,
-        monitor: str,
-        result: Result | None,
-        curve: str,
-        checkpoint: Path | None,
-    ) -> None:
-        if config.patience is not None and evaluate is None:
+    model: nn.Module
+    train: Batches
+    loss: Callable[[Any, dict[str, Tensor]], Mapping[str, Tensor]]
+    optimizers: list[Optimizer]
+    coefficients: dict[str, float]
+    config: FitConfig
+    evaluate: Callable[[Any], Mapping[str, float]] | None
+    monitor: str
+    result: Result | None
+    curve: str
+    checkpoint: Path | None
+
+    def __post_init__(self) -> None:
+        if self.config.patience is not None and self.evaluate is None:
             raise ValueError("patience needs evaluate: without it there is no metric to wait for")
-        for name, value in coefficients.items():
-            if not math.isfinite(value):
-                raise ValueError(f"coefficients[{name!r}] must be a finite number, got {value}")
-        self.model, self.train, self.loss, self.optimizers = model, train, loss, optimizers
-        self.coefficients, self.config, self.evaluate, self.monitor = coefficients, config, evaluate, monitor
-        self.result, self.curve, self.checkpoint = result, curve, checkpoint
+        check_coefficients(self.coefficients)
         self.history = History()
         self.epoch, self.step_in_epoch, self.seconds = 0, 0, 0.0
-        self.meter = Meter(model, on_gpu=train.device.type == "cuda")
+        self.meter = Meter(self.model, on_gpu=self.train.device.type == "cuda")
         self.best: dict[str, Any] | None = None
-        self._scheduled = [module for module in model.modules() if callable(getattr(module, "advance", None))]
+        self._scheduled = [module for module in self.model.modules() if callable(getattr(module, "advance", None))]
         self._between_steps = True
-        self._settings = settings_of(model, train, optimizers, coefficients, config, monitor if evaluate else None)
+        monitor = self.monitor if self.evaluate else None
+        self._settings = settings_of(self.model, self.train, self.optimizers, self.coefficients, self.config, monitor)
 
     def run(self) -> None:
         """Train until the config says stop."""
         steps = min((self.config.epochs or math.inf) * len(self.train), self.config.max_steps or math.inf)
+        bar = tqdm(total=steps, initial=self.history.steps, disable=not self.config.progress, leave=False)
         try:
-            with (
-                InterruptLater() as interrupts,
-                tqdm(
-                    total=int(steps), initial=self.history.steps, disable=not self.config.progress, leave=False
-                ) as bar,
-            ):
+            with InterruptLater() as interrupts, bar:
                 if self.history.steps == 0:
                     self.save()
                 while not self.history.stopped:
@@ -116,9 +108,7 @@ class Trainer:
         norm = torch.nn.utils.get_total_norm(found).to(total.device)
         self.meter.record(self.history.steps + 1, terms, total, norm)
         if self.config.clip_norm is not None:
-            scale = (self.config.clip_norm / (norm + 1e-6)).clamp(max=1.0)
-            for gradient in found:
-                gradient.mul_(scale)
+            clip(found, norm, self.config.clip_norm)
         for optimizer in self.optimizers:
             optimizer.step()
         for module in self._scheduled:
@@ -145,7 +135,7 @@ class Trainer:
         self.step_in_epoch, self.seconds = 0, 0.0
         self.meter.reset()
         self.history.rows.append(row)
-        self.history.stopped = self._why_stop()
+        self.history.stopped = why_stop(self.config, self.history)
         if self.history.stopped and self.best is not None:
             self.model.load_state_dict(self.best)
         if self.result is not None:
@@ -167,14 +157,6 @@ class Trainer:
             raise
         check_metrics(metrics, self.monitor, self.epoch + 1)
         return metrics
-
-    def _why_stop(self) -> str:
-        config, history = self.config, self.history
-        if config.patience is not None and self.epoch - (history.best_epoch or 0) >= config.patience:
-            return "patience"
-        if config.max_steps is not None and history.steps >= config.max_steps:
-            return "max_steps"
-        return "epochs" if config.epochs is not None and self.epoch >= config.epochs else ""
 
     def _curves(self) -> dict[str, list[dict[str, Any]]]:
         return {name: list(rows) for name, rows in self.result.curves.items()} if self.result is not None else {}
