@@ -5,8 +5,8 @@
     python -m moe_lab.experiments.record --what tuning --out data/recorded --workers 16
 
 Interrupt it as you like: what is finished is found again, what was running goes on from its checkpoint. Full Results
-and checkpoints live in ``--scratch`` (default: `paths.runs_dir`), thinned copies in ``--out``. The machine needs neither
-pooch (the data are in the cache) nor Optuna: run ``--what tuning --plan-only`` where Optuna is and take the plan along
+and checkpoints live in ``--scratch`` (default: `paths.runs_dir`), thinned copies in ``--out``. The machine needs
+neither pooch (the data are in the cache) nor Optuna: run ``--what tuning --plan-only`` where Optuna is and take the plan along
 in ``--scratch``.
 
 To record something else, add a `Recording` to `RECORDINGS`.
@@ -78,7 +78,8 @@ def _vision_configs(options: argparse.Namespace) -> list[Any]:
 
     gates = options.gates or (*BASELINES, "softmax", "hash", "topk", "topk+", "dselect_k", "comet", "comet+")
     variants: list[dict[str, Any]] = [{"gate": gate} for gate in gates]
-    centred = [("softmax", 1.0), ("topk", 1.0), ("dselect_k", 1.0), ("comet+", 1.0), *(("comet", g) for g in (10, 1, 0.1))]
+    centred = [(gate, 1.0) for gate in ("softmax", "topk", "dselect_k", "comet", "comet+")]
+    centred += [("comet", 10.0), ("comet", 0.1)]
     variants += [{"gate": gate, "gamma": gamma, "center_pixels": True} for gate, gamma in centred if gate in gates]
     others = [{"gamma": 1.0}, {"gamma": 0.01}, {"entropy_weight": 1e-3}]
     variants += [{"gate": "comet", **other} for other in others if "comet" in gates]
