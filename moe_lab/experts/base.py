@@ -1,5 +1,4 @@
-"""What expert banks share: the interface that dispatch calls, initialisation, and a dropout that is cheap on
-a CPU.
+"""What expert banks share: the interface that dispatch calls, and initialisation.
 
 Legend: N rows (routed (token, expert) pairs), T tokens, E experts, F output width.
 
@@ -22,7 +21,9 @@ class ExpertBank(nn.Module):
 
     ``bank(x, counts)``: x (N, ...) sorted by expert, ``counts`` E integers that sum to N -> (N, F). With
     ``counts=None`` every expert runs on all rows of x (T, ...): (E * T, F), expert after expert, without
-    copying x E times. ``bank.single(e, x)``: expert e alone, written with plain layers: what the oracle
+    copying x E times.
+
+    ``bank.single(e, x)``: expert e alone, written with plain layers: what the oracle
     calls.
 
     Attributes:
@@ -65,26 +66,3 @@ def glorot_uniform_(weight: Tensor, fan_in: int, fan_out: int, generator: torch.
     bound = math.sqrt(6 / (fan_in + fan_out))
     with torch.no_grad():
         return weight.uniform_(-bound, bound, generator=generator)
-
-
-def _keep_mask(like: Tensor, keep_bytes: int) -> Tensor:
-    """0/1 in ``like``'s dtype, 1 with probability keep_bytes / 256: one random byte per number, not one draw."""
-    words = torch.empty((like.numel() + 7) // 8, dtype=torch.int64).random_(-(2**63), None)
-    random_bytes = words.view(torch.uint8)[: like.numel()].view(like.shape)
-    return torch.lt(random_bytes, keep_bytes, out=torch.empty_like(like, memory_format=torch.contiguous_format))
-
-
-def dropout(x: Tensor, p: float, training: bool) -> Tensor:
-    """Dropout with the mean kept: E[result] = x.
-
-    PyTorch's CPU dropout draws one Bernoulli variable per number on one thread: 37 ms for 16 experts x 512
-    tokens x 256, as long as the matrix product that precedes it (16 ms). Here eight decisions share one
-    64-bit draw (3 ms). The price: on the CPU p is rounded to a multiple of 1/256 (0.5 is exact, 0.1 becomes
-    0.1016), and the scaling follows.
-    """
-    if not training or p == 0:
-        return x
-    if x.device.type != "cpu":
-        return nn.functional.dropout(x, p, True)
-    keep_bytes = min(max(round((1 - p) * 256), 1), 255)
-    return x * _keep_mask(x, keep_bytes).mul_(256 / keep_bytes)

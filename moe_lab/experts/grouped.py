@@ -21,8 +21,7 @@ from torch.autograd.function import once_differentiable
 
 
 class _GroupedLinear(torch.autograd.Function):
-    """out[rows of e] = x[rows of e] @ weight[e] + bias[e]; with counts None every expert sees all rows of
-    x."""
+    """out[rows of e] = x[rows of e] @ weight[e] + bias[e]; with counts None every expert sees all of x."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, counts: list[int] | None) -> Tensor:

@@ -14,7 +14,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from moe_lab.experts.base import ExpertBank, check_counts, dropout, glorot_uniform_
+from moe_lab.experts.base import ExpertBank, check_counts, glorot_uniform_
+from moe_lab.experts.dropout import dropout, relu_dropout_
 from moe_lab.experts.grouped import grouped_linear
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -29,12 +30,11 @@ class MLPExperts(ExpertBank):
 
     Args:
         n_experts: E.
-        sizes: layer widths from input to output; (256, 256) is one dense layer, (256, 1024, 256) has a
-        hidden layer.
+        sizes: layer widths from input to output; (256, 256) is one dense layer, (256, 1024, 256) has two.
         activation: "relu", "gelu" or "tanh", after every layer but the last.
         activate_last: also after the last one (the paper's experts do).
         dropout: probability of dropping a number behind each activation, drawn for each (token, expert) pair;
-            in training only. See `moe_lab.experts.base.dropout` for its resolution.
+            in training only. See `moe_lab.experts.dropout` for its resolution.
         generator: for the initial weights (Glorot uniform, biases 0).
     """
 
@@ -70,6 +70,8 @@ class MLPExperts(ExpertBank):
     def _after(self, layer: int, x: Tensor) -> Tensor:
         if layer == len(self.weights) - 1 and not self.activate_last:
             return x
+        if self.activation == "relu":  # x comes from a linear layer, whose backward does not need it
+            return relu_dropout_(x, self.dropout, self.training)
         return dropout(ACTIVATIONS[self.activation](x), self.dropout, self.training)
 
     def forward(self, x: Tensor, counts: Sequence[int] | Tensor | None = None) -> Tensor:

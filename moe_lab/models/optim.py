@@ -3,11 +3,11 @@
 A batch of 512 touches at most 1,024 of MovieLens-1M's 9,992 embedding rows, yet Adam as Keras and PyTorch have it
 updates all of them: a row that is absent still moves, by its decaying momentum, and its moments decay.
 
-* ``"dense"``: exactly `torch.optim.Adam`. What the COMET authors trained with (Keras decays the moments of absent rows,
-too). * ``"lazy"``: a row that is absent is left alone, moments and all, and is corrected for bias by the number of
-*steps*, not
-  of its own updates: the semantics of `torch.optim.SparseAdam`. Rare rows keep their momentum between visits, so they
-  follow another trajectory than under "dense"; rows that occur in every batch follow the same one.
+* ``"dense"``: exactly `torch.optim.Adam`. What the COMET authors trained with (Keras decays and applies the moments of
+  absent rows, too).
+* ``"lazy"``: a row that is absent is left alone, moments and all; the correction for bias counts *steps*, not the row's
+  own updates: the semantics of `torch.optim.SparseAdam`. Rare rows keep their momentum between visits, so they follow
+  another trajectory than under "dense"; rows that occur in every batch follow the same one.
 """
 
 from __future__ import annotations
@@ -66,8 +66,10 @@ def recommender_adam(model: nn.Module, lr: float, *, embedding_updates: str = "d
     """Adam for all parameters of ``model``.
 
     Args:
-        model: a recommender. lr: learning rate. embedding_updates: "dense" or "lazy", see the module. "lazy" switches
-        the model's embeddings to sparse gradients. eps: Keras's 1e-7 by default (PyTorch's own default is 1e-8).
+        model: a recommender.
+        lr: learning rate.
+        embedding_updates: "dense" or "lazy", see the module. Switches the embeddings' gradients to dense or sparse.
+        eps: Keras's 1e-7 by default (PyTorch's own default is 1e-8).
     """
     if embedding_updates not in ("dense", "lazy"):
         raise ValueError(f"embedding_updates must be 'dense' or 'lazy', got {embedding_updates!r}")

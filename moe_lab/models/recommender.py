@@ -49,8 +49,6 @@ class TwoTaskRecommender(nn.Module):
         gates: two gates over E experts, watch first. A gate on features takes ``in_features = 2 * embedding``; a gate
             on keys (hash) gets the user.
         dropout: behind the experts' ReLU.
-        sparse_embeddings: give embedding gradients as sparse tensors (only the batch's rows); for
-            `moe_lab.models.optim.recommender_adam` with lazy updates.
         generator: for the initial weights of everything but the gates.
     """
 
@@ -65,14 +63,13 @@ class TwoTaskRecommender(nn.Module):
         n_experts: int,
         gates: Sequence[nn.Module],
         dropout: float = 0.5,
-        sparse_embeddings: bool = False,
         generator: torch.Generator | None = None,
     ):
         super().__init__()
         if len(gates) != 2:
             raise ValueError(f"two tasks (watch, rating) need two gates, got {len(gates)}")
-        self.user_embedding = nn.Embedding(n_users, embedding, sparse=sparse_embeddings)
-        self.item_embedding = nn.Embedding(n_items, embedding, sparse=sparse_embeddings)
+        self.user_embedding = nn.Embedding(n_users, embedding)
+        self.item_embedding = nn.Embedding(n_items, embedding)
         for table in (self.user_embedding, self.item_embedding):
             nn.init.uniform_(table.weight, -0.05, 0.05, generator=generator)
         experts = MLPExperts(n_experts, (2 * embedding, hidden), dropout=dropout, generator=generator)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from moe_lab.experts import ConvExperts, MLPExperts
-from moe_lab.experts.base import dropout
+from moe_lab.experts.dropout import dropout, relu_dropout_
 
 
 @pytest.mark.parametrize(
@@ -124,3 +124,18 @@ def test_the_grouped_convolution_that_gpus_use_equals_the_loop_over_experts():
     of_loop = torch.autograd.grad(bank(x).square().sum(), list(bank.parameters()))
     for one, other in zip(of_grouped, of_loop, strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.3])
+def test_relu_and_dropout_in_one_go_equal_the_two_steps(p):
+    start = torch.randn(40, 30)
+    results = []
+    for fused in (True, False):
+        torch.manual_seed(4)
+        x = start.clone().requires_grad_()
+        z = x * 1  # a leaf must not be overwritten
+        y = relu_dropout_(z, p, True) if fused else dropout(z.relu(), p, True)
+        y.square().sum().backward()
+        results.append((y.detach(), x.grad))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b)
