@@ -44,7 +44,8 @@ def write_report(folder: Path | None = None) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.html"):
         old.unlink()
-    executed = [read_executed(path) for path in sorted((runs_dir() / "notebooks").glob("*.ipynb"))]
+    copies = sorted((runs_dir() / "notebooks").glob("*.ipynb"), key=lambda path: path.stem)
+    executed = [read_executed(path) for path in copies]
     for entry in executed:
         (folder / f"{entry.path.stem}.html").write_text(notebook_page(entry.notebook, entry.title), encoding="utf-8")
     index = folder / "index.html"
@@ -61,7 +62,8 @@ def read_executed(path: Path) -> Executed:
         status = "interrupted" if errors[-1] == "KeyboardInterrupt" else "failed"
     else:
         status = "finished" if all(cell.execution_count for cell in code) else "incomplete"
-    heading = next((found for cell in notebook.cells if (found := re.match(r"#+ *(.+)", cell.source))), None)
+    headings = [re.match(r"#+ *(.+)", cell.source) for cell in notebook.cells if cell.cell_type == "markdown"]
+    heading = next(filter(None, headings), None)
     about = notebook.metadata.get("papermill", {})
     values = about.get("parameters", {})
     return Executed(
