@@ -6,6 +6,9 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import numpy as np
+
+from moe_lab.atomic import atomic_file
 from moe_lab.datasets.archives import extract
 from moe_lab.datasets.base import DatasetNotFound
 from moe_lab.datasets.registry import SOURCES, RemoteFile, sources_of
@@ -86,3 +89,21 @@ def unpack(archive: Path) -> Path:
         shutil.rmtree(folder, ignore_errors=True)
         target.rename(folder)
     return folder
+
+
+def kept_array(source: str, name: str) -> np.ndarray | None:
+    """What `keep_array` kept, as long as the files it was made from are still in the cache."""
+    path = data_dir() / name
+    if not path.is_file() or not all(has(file) for file in SOURCES[source].files):
+        return None
+    with np.load(path) as arrays:
+        return arrays["array"]
+
+
+def keep_array(name: str, array: np.ndarray) -> None:
+    """Keep a parsed array in the cache, atomically. A cache that cannot be written to is no error: it is read anew."""
+    try:
+        with atomic_file(data_dir() / name) as file:
+            np.savez_compressed(file, array=array)
+    except OSError:
+        return

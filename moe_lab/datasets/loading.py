@@ -8,8 +8,11 @@ from typing import Any
 
 from moe_lab.datasets import cache
 from moe_lab.datasets.base import Dataset, unknown_name
+from moe_lab.datasets.books import books
 from moe_lab.datasets.digits import digits_mixture, multidigits
+from moe_lab.datasets.jester import jester
 from moe_lab.datasets.mnist import multifashion, multimnist
+from moe_lab.datasets.mnist_svhn import mnist_svhn
 from moe_lab.datasets.movielens import ml_1m, ml_100k
 from moe_lab.datasets.planted_clusters import planted_clusters
 from moe_lab.datasets.planted_recommender import planted_recommender
@@ -22,8 +25,11 @@ BUILDERS: dict[str, Callable[..., Dataset]] = {
     "digits-mixture": digits_mixture,
     "ml-100k": ml_100k,
     "ml-1m": ml_1m,
+    "jester": jester,
+    "books": books,
     "multimnist": multimnist,
     "multifashion": multifashion,
+    "mnist-svhn": mnist_svhn,
 }
 
 

@@ -1,9 +1,7 @@
 """Every data set: where it comes from, what may be done with it, how its files are recognised.
 
-The one place that knows URLs and checksums; `data/README.md` is generated from it (``python -m
-moe_lab.datasets.readme``). A checksum is written only where it was found in a source that is named beside it.
-``None`` means that we know of
-none: the fetcher then prints the SHA-256 it saw and keeps it beside the file, so that a later change is noticed.
+The one place that knows URLs and checksums; `data/README.md` is generated from it by `moe_lab.datasets.readme`. A
+checksum is written here only where it was found in a source, named beside it as ``checksum_from``; none is made up.
 """
 
 from __future__ import annotations
@@ -20,15 +18,14 @@ class RemoteFile:
     Attributes:
         path: within the cache folder.
         urls: tried in order; none for a file that cannot be downloaded (put it there by hand).
-        checksum: "sha256:..." or "md5:...", or None where none is known.
-        size: bytes; about, unless ``exact_size``.
+        checksum: "sha256:..." or "md5:...": what the file is recognised by.
+        size: bytes, for information.
     """
 
     path: str
     urls: tuple[str, ...]
-    checksum: str | None
+    checksum: str
     size: int
-    exact_size: bool = False
 
     @property
     def is_archive(self) -> bool:
@@ -76,9 +73,7 @@ def _idx_files(
     folder: str, mirrors: tuple[str, ...], md5: tuple[str, ...], sizes: tuple[int, ...]
 ) -> tuple[RemoteFile, ...]:
     return tuple(
-        RemoteFile(
-            f"{folder}/{name}", tuple(mirror + name for mirror in mirrors), f"md5:{digest}", size, exact_size=True
-        )
+        RemoteFile(f"{folder}/{name}", tuple(mirror + name for mirror in mirrors), f"md5:{digest}", size)
         for name, digest, size in zip(_IDX, md5, sizes, strict=True)
     )
 
@@ -99,7 +94,7 @@ _SVHN = "http://ufldl.stanford.edu/housenumbers/"
 def _jester(part: int, sha256: str, size: int) -> RemoteFile:
     name = f"jester_dataset_1_{part}.zip"
     urls = (f"{_EIGENTASTE}archive/{name}", f"{_EIGENTASTE}{name}", f"{_WAYBACK}{_EIGENTASTE}archive/{name}")
-    return RemoteFile(name, urls, f"sha256:{sha256}", size, exact_size=True)
+    return RemoteFile(name, urls, f"sha256:{sha256}", size)
 
 
 SOURCES: dict[str, Source] = {
@@ -114,7 +109,6 @@ SOURCES: dict[str, Source] = {
                 ("https://files.grouplens.org/datasets/movielens/ml-100k.zip",),
                 "md5:0e33842e24a9c977be4e0107933c0723",
                 4_924_029,
-                exact_size=True,
             ),
         ),
         "GroupLens, ml-100k.zip.md5 beside the archive",
@@ -123,7 +117,6 @@ SOURCES: dict[str, Source] = {
             (),
             "sha256:20631423c396261b4e05c8c94850edc003a62d4febe7848bb1bb535c46345f17",
             784_940,
-            exact_size=True,
         ),
     ),
     "ml-1m": Source(
@@ -168,11 +161,12 @@ SOURCES: dict[str, Source] = {
                     "http://www2.informatik.uni-freiburg.de/~cziegler/BX/BX-CSV-Dump.zip",
                     f"{_WAYBACK}http://www2.informatik.uni-freiburg.de/~cziegler/BX/BX-CSV-Dump.zip",
                 ),
-                None,
-                26_000_000,
+                "md5:37d647ee9e18ba134ea6d78ee4fe5292",
+                26_085_508,
             ),
         ),
-        "none published, none that we could confirm twice",
+        "not published by the authors; recorded by the bookdata-tools project (data/BX-CSV-Dump.zip.dvc) from the "
+        "official URL",
     ),
     "mnist": Source(
         "MNIST",
@@ -201,7 +195,6 @@ SOURCES: dict[str, Source] = {
             (),
             "sha256:39b9b1ffaa0ba4d8995a616551f0966941fe02a3fe79ba4a9db7373db16d53ad",
             11_490_559,
-            exact_size=True,
         ),
     ),
     "fashion-mnist": Source(
@@ -239,14 +232,12 @@ SOURCES: dict[str, Source] = {
                 (f"{_SVHN}train_32x32.mat",),
                 "md5:e26dedcc434d2e4c54c9b2d4a06d8373",
                 182_040_794,
-                True,
             ),
             RemoteFile(
                 "svhn/test_32x32.mat",
                 (f"{_SVHN}test_32x32.mat",),
                 "md5:eb5a983be6a315427106f1b164d9cef3",
                 64_275_384,
-                True,
             ),
             RemoteFile(
                 "svhn/extra_32x32.mat",
@@ -266,11 +257,16 @@ DATASETS: dict[str, Entry] = {
     "digits-mixture": Entry("digits (scikit-learn) in two visual domains, domain known", "COMET vision, profile quick"),
     "ml-100k": Entry("MovieLens 100K as watch / rating tasks", "COMET recommender, profile standard", ("ml-100k",)),
     "ml-1m": Entry("MovieLens 1M as watch / rating tasks", "COMET recommender, profile paper", ("ml-1m",)),
+    "jester": Entry("Jester 1 as rated / rating tasks", "COMET recommender, profile paper", ("jester",)),
+    "books": Entry("Book-Crossing as read / rating tasks", "COMET recommender, profile paper", ("book-crossing",)),
     "multimnist": Entry(
         "two overlapping MNIST digits, one task each", "COMET vision, profiles standard and paper", ("mnist",)
     ),
     "multifashion": Entry(
         "two overlapping Fashion-MNIST images, one task each", "COMET vision, profile paper", ("fashion-mnist",)
+    ),
+    "mnist-svhn": Entry(
+        "the paper's Digits: MNIST and SVHN, 32 x 32, grey", "COMET vision, profile paper", ("mnist", "svhn")
     ),
 }
 
