@@ -106,14 +106,20 @@ def build_gate(config: SearchConfig, info: dict[str, Any]) -> Gate:
     return gate.requires_grad_(config.gate_trains)
 
 
-def build_model(config: SearchConfig, info: dict[str, Any], steps_per_epoch: int) -> MoE:
+def build_model(config: SearchConfig, data: datasets.Dataset, steps_per_epoch: int) -> MoE:
     """Gate (with its search, if any) and bank."""
-    gate = build_gate(config, info)
-    if config.search != "none":
-        generator = torch.Generator().manual_seed(config.seed + 3)
+    gate, bank = build_gate(config, data.info), build_bank(config, data.info)
+    if config.search == "none":
+        return MoE(gate, bank)
+    generator = torch.Generator().manual_seed(config.seed + 3)
+    if config.search == "one_shot":
+        permutation = Permutation.fixed(best_assignment(-relabelling_costs(gate, bank, data.train)))
+    elif config.search == "shuffle":
+        permutation = Permutation.fixed(torch.randperm(config.n_experts, generator=generator))
+    else:
         steps = config.search_epochs * steps_per_epoch
-        gate = PermutationSearch(gate, steps, schedule=config.search, generator=generator)
-    return MoE(gate, build_bank(config, info))
+        permutation = Permutation(config.n_experts, steps, schedule=config.search, generator=generator)
+    return MoE(PermutationSearch(gate, permutation=permutation), bank)
 
 
 def predict(model: MoE, rows: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -151,7 +157,7 @@ def _train_and_test(config: SearchConfig, progress: bool, result: Result) -> dic
     data = load_data(config)
     names = ("features", "target", "key")
     train = Batches({name: data.train[name] for name in names}, config.batch_size, shuffle=True, seed=config.seed)
-    model = build_model(config, data.info, len(train))
+    model = build_model(config, data, len(train))
     searched = model.gate
     permutation = searched.permutation if config.search != "none" else None
     bare = searched.gate if permutation is not None else searched

@@ -9,7 +9,7 @@ from typing import Any
 from moe_lab.gates.permutation import SCHEDULES
 
 GATES = ("comet", "topk", "hash")
-SEARCHES = ("none", *SCHEDULES)
+SEARCHES = ("none", *SCHEDULES, "one_shot", "shuffle")
 STARTS = ("scrambled", "misplaced", "fresh")
 
 _PROFILES: dict[str, dict[str, Any]] = {
@@ -40,7 +40,9 @@ class SearchConfig:
 
     Attributes:
         gate: comet (one tree), topk (k = 2) or hash (one key per cluster, or sixteen if misplaced).
-        search: "none", or the schedule of the permutation search: "default", "official".
+        search: "none", or the schedule of the permutation search: "default", "official". Two controls that do not
+            search: "one_shot": before training, the best relabelling of the start (costs of all pairs of output and
+            expert on the training rows, one Hungarian assignment), then fixed. "shuffle": a random one, fixed.
         start: how the gate begins. "scrambled": every cluster has an output of its own, but the experts behind the
             outputs are in the wrong order: *some* permutation is right. "misplaced": the wrong rows share an output
             (random hyperplanes; a random hash table over sixteen keys a cluster): no permutation is right. "fresh":

@@ -24,7 +24,7 @@ class StudyConfig:
     Attributes:
         run_profile: of every run: quick, standard, paper.
         scenarios: names of `SCENARIOS`.
-        searches: none, default, official.
+        searches: of `SEARCHES`; "none" is what the others are compared with.
         seeds: the same for every scenario and search, so that differences are paired.
     """
 

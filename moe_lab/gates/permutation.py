@@ -139,6 +139,18 @@ class Permutation(nn.Module):
         self.has_reporter = False  # set by the first wrapper: a shared permutation is regularised once
         self.register_load_state_dict_post_hook(Permutation._after_load)
 
+    @classmethod
+    def fixed(cls, assignment: Tensor) -> Permutation:
+        """A permutation that is known, (E,) or (Q, E) int64: nothing to search, hard from the start."""
+        assignment = torch.atleast_2d(torch.as_tensor(assignment))
+        q, n_experts = assignment.shape
+        if not torch.equal(assignment.sort(-1).values, torch.arange(n_experts).expand(q, -1)):
+            raise ValueError(f"each row must contain 0 .. {n_experts - 1} once, got {assignment.tolist()}")
+        permutation = cls(n_experts, 1, n_permutations=q)
+        permutation.logits.requires_grad_(False).copy_(permutation_matrix(assignment))
+        permutation.advance()
+        return permutation
+
     def _after_load(self, _) -> None:
         self._is_hard = bool(self.hardened)
 

@@ -50,7 +50,7 @@ def test_best_relabelling_is_the_smallest_loss_over_all_permutations_of_the_bank
     costs = comet_search.relabelling_costs(gate, bank, data.test)
     best = comet_search.best_assignment(-costs)
     losses = {}
-    model = comet_search.build_model(config, data.info, 1)
+    model = comet_search.build_model(config, data, 1)
     weight, bias = bank.weights[0].detach().clone(), bank.biases[0].detach().clone()
     for order in itertools.permutations(range(4)):
         with torch.no_grad(), evaluating(model):
@@ -83,6 +83,12 @@ def test_no_search_can_beat_the_best_relabelling_when_only_the_permutation_learn
         metrics = comet_search.run(config, root=tmp_path).metrics
         assert metrics["best_relabelling"] > 20 * metrics["floor"]  # rows of several clusters share an output
         assert metrics["test_loss"] > 0.99 * metrics["best_relabelling"]
+
+
+def test_one_shot_assignment_needs_no_training_to_find_what_the_search_finds(tmp_path):
+    metrics = comet_search.run(SearchConfig(search="one_shot", **SMALL), root=tmp_path).metrics
+    assert metrics["found"] == 1
+    assert metrics["test_loss"] == pytest.approx(metrics["best_relabelling"], rel=1e-3)
 
 
 def test_identity_zero_makes_experts_independent_of_the_true_functions_and_one_makes_them_equal():

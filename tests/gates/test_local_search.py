@@ -243,6 +243,15 @@ def test_hardening_undecided_warns_and_says_so_in_health():
     assert not torch.equal(permutation.frozen, best_assignment(permutation.logits))  # the official artefact
 
 
+def test_a_fixed_permutation_is_hard_from_the_start_and_must_be_one():
+    search = PermutationSearch(build("comet", 5, 2), permutation=Permutation.fixed(torch.tensor([2, 0, 1, 4, 3])))
+    x = tokens(search)
+    assert torch.equal(search(x).weights[:, [2, 0, 1, 4, 3]], search.gate(x).weights)
+    assert not any(parameter.requires_grad for parameter in search.permutation.parameters())
+    with pytest.raises(ValueError, match=r"contain 0 \.\. 2 once"):
+        Permutation.fixed(torch.tensor([0, 0, 2]))
+
+
 def test_health_names_row_error_distance_agreement_and_temperature():
     permutation = Permutation(9, 10, generator=seeded(0))
     health = permutation.health()
