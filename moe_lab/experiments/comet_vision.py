@@ -155,7 +155,7 @@ def _permutation_of(model: MultiDigitClassifier):
 
 
 def _columns(split: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: split[name] for name in ("image", "labels", "key")}
+    return {name: split[name] for name in ("image", "labels", "key", "domain") if name in split}
 
 
 def final_metrics(found: Measurement, data: Dataset) -> dict[str, Any]:
@@ -168,7 +168,8 @@ def final_metrics(found: Measurement, data: Dataset) -> dict[str, Any]:
         worse task); used_experts (the worse task); same_set (share of images that all go to the one most
         frequent set of experts: 1 = the gate does not look at the image; mean over tasks); constant_loss and
         constant_accuracy (no network); ``routing`` per task as in `RoutingTally.summary`; ``class_weights`` per
-        task, (classes, E) mean weight of each expert for each class.
+        task, (classes, E) mean weight of each expert for each class; ``domain_weights``, the same by visual
+        domain (mixtures).
     """
     return {
         **{f"test_{name}": value for name, value in found.scores.items()},
@@ -180,6 +181,7 @@ def final_metrics(found: Measurement, data: Dataset) -> dict[str, Any]:
         **constant_baseline(data.train, data.test, data.info["n_classes"]),
         "routing": found.routing,
         "class_weights": found.class_weights,
+        "domain_weights": found.domain_weights,
     }
 
 

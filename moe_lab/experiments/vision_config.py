@@ -57,7 +57,7 @@ _PROFILES: dict[str, dict[str, Any]] = {
 _MIXTURE = {"n_experts": 8, "k": 2, "dense": (50,)}
 _DATASET_CHANGES: dict[str, dict[str, Any]] = {
     "multidigits": {},
-    "digits-mixture": {"data_options": {"digit_size": 8}},
+    "digits-mixture": {"data_options": {"digit_size": 8}},  # all 2,566 examples
     "multimnist": {},
     "multifashion": {"n_experts": 5, "k": 2},
     "mnist-svhn": _MIXTURE,
@@ -112,7 +112,9 @@ class VisionConfig:
     seed: int = 0
     dataset: str = "multidigits"
     data_seed: int = 0
-    data_options: Mapping[str, Any] = field(default_factory=lambda: {"digit_size": 8, "n_train": 3000})
+    data_options: Mapping[str, Any] = field(
+        default_factory=lambda: {"digit_size": 8, "n_train": 3000, "n_valid": 600, "n_test": 1500}
+    )
     n_experts: int = 8
     k: int = 2
     gamma: float = 10.0

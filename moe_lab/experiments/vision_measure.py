@@ -1,6 +1,6 @@
 """How well a vision model classifies, and whom its gates send where, over a whole split.
 
-Legend: N images, E experts, K trees or selectors, Y classes. Sums stay on the device; the CPU waits once per batch.
+Legend: N images, E experts, K trees or selectors, Y classes. Weights and sums stay on the device.
 """
 
 from __future__ import annotations
@@ -27,12 +27,14 @@ class Measurement:
         routing: per task, `RoutingTally.summary`, and ``same_set``: share of images that go to the most frequent set of
             experts (1: the gate does not look at the image).
         class_weights: per task, (Y, E) mean weight that images with this label give to each expert.
+        domain_weights: the same by visual domain, (domains, E); empty where there are no domains.
         experts_run: mean number of experts that run on an image; one that several tasks want is counted once.
     """
 
     scores: dict[str, float]
     routing: dict[str, dict[str, Any]]
     class_weights: dict[str, list[list[float]]]
+    domain_weights: dict[str, list[list[float]]]
     experts_run: float
 
 
@@ -41,45 +43,51 @@ def _most_frequent(sets: Tensor) -> float:
     return float(sets.unique(dim=0, return_counts=True)[1].max() / len(sets))
 
 
+def _mean_by_group(group: Tensor, weights: Tensor, n_groups: int) -> list[list[float]]:
+    """(n_groups, E) mean of the rows of weights (N, E) with this group (N,); 0 for a group without rows."""
+    total = weights.new_zeros(n_groups, weights.shape[1]).index_add(0, group, weights)
+    count = torch.bincount(group, minlength=n_groups).clamp(min=1)
+    return rounded((total / count[:, None]).tolist())
+
+
 @torch.no_grad()
 def measure(
     model: MultiDigitClassifier, batches: Batches, tasks: tuple[str, ...], k: int, n_classes: int
 ) -> Measurement:
     """Run the model (in the mode it is in) over all batches."""
     tallies = [RoutingTally(k) for _ in tasks]
-    sums: list[Tensor] = []
-    by_class: list[Tensor] = []
-    active: list[Tensor] = []
+    sums, weights, labels, domains = [], [], [], []
     for batch in batches.epoch(0):
         logits, routings = model(batch["image"], batch["key"])
-        losses, weights = [], []
+        of_batch = []
         for scores, routing, label, tally in zip(logits, routings, batch["labels"].T, tallies, strict=True):
             hits = (scores.argmax(1) == label).sum().double()
-            losses.append(torch.stack((cross_entropy(scores.double(), label, reduction="sum"), hits)))
-            of_class = torch.nn.functional.one_hot(label, n_classes).double()
-            weights.append(torch.cat((of_class.T @ routing.weights.double(), of_class.sum(0)[:, None]), 1))
+            of_batch.append(torch.stack((cross_entropy(scores.double(), label, reduction="sum"), hits)))
             tally.add(routing)
-        sums.append(torch.stack(losses))
-        by_class.append(torch.stack(weights))
-        active.append(torch.stack([routing.active for routing in routings]))
+        sums.append(torch.stack(of_batch))
+        weights.append(torch.stack([routing.weights for routing in routings]))
+        labels.append(batch["labels"])
+        domains.append(batch.get("domain"))
     means = (torch.stack(sums).sum(0) / batches.n_rows).tolist()
-    totals = torch.stack(by_class).sum(0).cpu()  # (tasks, Y, E + 1), last column: how many images
-    shares = totals[..., :-1] / totals[..., -1:].clamp(min=1)
+    weight = torch.cat(weights, 1)  # (tasks, N, E)
+    active = weight != 0
+    label = torch.cat(labels).T  # (tasks, N)
+    domain = None if domains[0] is None else torch.cat(domains)
     scores = {
         "loss": sum(loss for loss, _ in means) / len(tasks),
         "accuracy": sum(hit for _, hit in means) / len(tasks),
     }
     for task, (loss, accuracy) in zip(tasks, means, strict=True):
         scores |= {f"loss_{task}": loss, f"accuracy_{task}": accuracy}
-    sets = torch.cat(active, 1)  # (tasks, N, E)
     return Measurement(
         scores,
         {
             task: rounded({**tally.summary(), "same_set": _most_frequent(of_task)})
-            for task, tally, of_task in zip(tasks, tallies, sets, strict=True)
+            for task, tally, of_task in zip(tasks, tallies, active, strict=True)
         },
-        {task: rounded(share.tolist()) for task, share in zip(tasks, shares, strict=True)},
-        float(sets.any(0).sum(1).double().mean()),
+        {task: _mean_by_group(label[s], weight[s], n_classes) for s, task in enumerate(tasks)},
+        {} if domain is None else {t: _mean_by_group(domain, w, 2) for t, w in zip(tasks, weight, strict=True)},
+        float(active.any(0).sum(1).double().mean()),
     )
 
 
