@@ -131,7 +131,9 @@ def task_metrics(
     mse = float(masked_mse(rating.double(), rows["rating"].double(), rows["has_rating"]))
     weights = config.task_weights
     total = weights["watch"] * bce + weights["rating"] * mse
-    return {"loss": total, "bce": bce, "mse": mse, "auc": auc(logit, rows["watched"])}
+    # A diverged model gets NaN here, and `fit` an error that says what to change.
+    area = auc(logit, rows["watched"]) if torch.isfinite(logit).all() else float("nan")
+    return {"loss": total, "bce": bce, "mse": mse, "auc": area}
 
 
 def final_metrics(
