@@ -1,6 +1,5 @@
 """The command line on two tiny notebooks: what runs, what is refused before anything runs, what is kept."""
 
-import importlib.util
 import json
 import os
 import re
@@ -8,19 +7,15 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import nbformat
 import pytest
+import tiny_notebooks
 
 from moe_lab import notebook_catalogue
 from moe_lab.cli import main
 from moe_lab.notebook_catalogue import read_parameters
 from moe_lab.notebook_parameters import parse_value, split_values
-
-_spec = importlib.util.spec_from_file_location("tiny_notebooks", Path(__file__).with_name("tiny_notebooks.py"))
-tiny_notebooks = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(tiny_notebooks)
 
 
 @pytest.fixture
