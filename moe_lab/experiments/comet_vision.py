@@ -135,7 +135,7 @@ class Recorder:
         found = measure(model, self.valid, self.tasks, self.config.k, self.n_classes)
         for task, summary in found.routing.items():
             self.result.log("routing", epoch=epoch, task=task, **summary)
-        if epoch <= 5 or epoch % 5 == 0:
+        if epoch <= 10 or epoch % 5 == 0:
             self.watch(model, epoch)
         permutation = _permutation_of(model)
         if permutation is not None:
