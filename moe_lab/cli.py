@@ -83,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     data.add_parser("list", help="data sets and where they are").set_defaults(action=_data_list)
     fetch = data.add_parser("fetch", help="download one data set")
     fetch.add_argument("name", metavar="NAME")
+    fetch.add_argument("--mirror", metavar="URL", help="a server with copies, asked before the official ones")
     fetch.set_defaults(action=_data_fetch)
     data.add_parser("check", help="compare what is here with the checksums").set_defaults(action=_data_check)
     return parser
@@ -162,7 +163,7 @@ def _data_list(_: argparse.Namespace) -> int:
 def _data_fetch(arguments: argparse.Namespace) -> int:
     from moe_lab.datasets import commands
 
-    return commands.fetch_command(arguments.name)
+    return commands.fetch_command(arguments.name, arguments.mirror)
 
 
 def _data_check(_: argparse.Namespace) -> int:

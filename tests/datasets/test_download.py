@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import stat
 import tarfile
+import tempfile
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -185,15 +187,16 @@ def zip_link() -> bytes:
     return out.getvalue()
 
 
+OUTSIDE = Path(tempfile.gettempdir()).resolve() / f"moe_lab-evil-{os.getpid()}.txt"
 HOSTILE = {
     "zip up": ("a.zip", zipped(**{"first.txt": "harmless", "../evil.txt": "evil"})),
     "zip up inside": ("a.zip", zipped(**{"ok/../../evil.txt": "evil"})),
     "zip backslash": ("a.zip", zipped(**{"..\\evil.txt": "evil"})),
-    "zip absolute": ("a.zip", zipped(**{"/tmp/evil.txt": "evil"})),
+    "zip absolute": ("a.zip", zipped(**{str(OUTSIDE): "evil"})),
     "zip drive": ("a.zip", zipped(**{"C:/evil.txt": "evil"})),
     "zip link": ("a.zip", zip_link()),
     "tar up": ("a.tar.gz", tarred((tarfile.TarInfo("../evil.txt"), b"evil"))),
-    "tar absolute": ("a.tar.gz", tarred((tarfile.TarInfo("/tmp/evil.txt"), b"evil"))),
+    "tar absolute": ("a.tar.gz", tarred((tarfile.TarInfo(str(OUTSIDE)), b"evil"))),
     "tar symbolic link": ("a.tar.gz", tarred((link("l", tarfile.SYMTYPE), b""))),
     "tar hard link": ("a.tar.gz", tarred((link("l", tarfile.LNKTYPE), b""))),
     "tar device": ("a.tar.gz", tarred((link("l", tarfile.CHRTYPE), b""))),
@@ -208,7 +211,7 @@ def test_a_hostile_archive_writes_nothing_and_is_not_kept(server: Server, cache:
         get(remote(name, content, f"{server.url}/{name}"), cache)
     assert everything_in(cache) == []
     assert everything_in(cache.parent) == ["cache"]
-    assert not Path("/tmp/evil.txt").exists()
+    assert not OUTSIDE.exists()
 
 
 def test_an_archive_that_grows_beyond_the_limit_is_refused(tmp_path: Path):
