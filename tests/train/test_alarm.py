@@ -49,7 +49,13 @@ def test_an_optimiser_that_spoils_weights_writes_no_checkpoint(tmp_path):
 
     model = Scalar()
     with pytest.raises(NonFiniteLoss, match="after step 1 parameters are non-finite: w"):
-        train(model, optimizer=Spoiler(model.parameters(), lr=0.1), checkpoint=tmp_path / "c")
+        train(
+            model,
+            x=(1.0, 1.0),
+            optimizer=Spoiler(model.parameters(), lr=0.1),
+            checkpoint=tmp_path / "c",
+            config={"checkpoint_every": 1},
+        )
     assert torch.load(tmp_path / "c", weights_only=True)["model"]["w"].item() == 0.0
 
 
