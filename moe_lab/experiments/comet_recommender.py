@@ -50,8 +50,8 @@ def run(
 
     Returns:
         A Result whose curves are ``epochs`` (made by `fit`: training terms, ``valid_loss``, ``valid_auc``,
-        ``valid_mse``), ``routing`` (one row per epoch and task: experts per row, load, importance, saturation) and,
-        with "+", ``permutation`` (health of the search). Metrics: see `final_metrics`.
+        ``valid_mse``), ``routing`` (one row per task and epoch, from 0 = before training: experts per row, load, importance,
+        saturation) and, with "+", ``permutation`` (health of the search). Metrics: see `final_metrics`.
 
     Raises:
         DatasetNotFound: the real data set is not in the cache; the message says how to fetch it.
@@ -199,13 +199,16 @@ def _train_and_test(config: RecommenderConfig, progress: bool, result: Result) -
 
     def evaluate(model: TwoTaskRecommender) -> dict[str, float]:
         logit, rating, routing = predict(model, valid.epoch(0), config.k)
-        number = len(result.curves.get("routing", [])) // len(TASKS) + 1
+        epoch = len(result.curves.get("routing", [])) // len(TASKS)
         for task, summary in routing.items():
-            result.log("routing", epoch=number, task=task, **rounded(summary))
+            result.log("routing", epoch=epoch, task=task, **rounded(summary))
         if permutation is not None:
-            result.log("permutation", epoch=number, **_permutation_health(permutation))
+            result.log("permutation", epoch=epoch, **_permutation_health(permutation))
         return {f"valid_{name}": value for name, value in task_metrics(config, logit, rating, data.valid).items()}
 
+    if "routing" not in result.curves:
+        with evaluating(model):
+            evaluate(model)  # epoch 0: how the gate routes before it has learned anything
     history = fit(
         model,
         train,

@@ -45,7 +45,8 @@ def test_every_gate_runs_and_reports_what_tables_need(gate, tmp_path):
     for task in ("watch", "rating"):
         assert sum(metrics["routing"][task]["load"]) == pytest.approx(1)
         assert metrics["routing"][task]["mass_error"] < 1e-5
-    assert len(result.curves["routing"]) == 2 * len(result.curves["epochs"]) == 6
+    assert [row["epoch"] for row in result.curves["epochs"]] == [1, 2, 3]
+    assert [row["epoch"] for row in result.curves["routing"][::2]] == [0, 1, 2, 3]  # 0: before training
     assert ("permutation" in result.curves) == gate.endswith("+")
 
 
@@ -215,4 +216,4 @@ def test_thinning_keeps_first_and_last_epoch(tmp_path):
     result = run(tiny(gate="hash", epochs=7), root=tmp_path / "runs", progress=False)
     copy = record.thinned(result, tmp_path / "out", most_rows=3)
     assert [row["epoch"] for row in copy.curves["epochs"]] == [1, 3, 6, 7]
-    assert [row["epoch"] for row in copy.curves["routing"]] == [1, 1, 3, 3, 6, 6, 7, 7]
+    assert [row["epoch"] for row in copy.curves["routing"]] == [0, 0, 1, 1, 3, 3, 6, 6, 7, 7]
