@@ -28,7 +28,8 @@ def in_parallel(
             under ``if __name__ == "__main__"``, because workers import the script.
         label: of the progress bar.
 
-    An exception of a job is raised here and cancels what has not begun.
+    An exception of a job, or Ctrl-C, is raised here at once: what has not begun is cancelled, what runs is terminated
+    (a run with checkpoints resumes).
     """
     if n_workers < 1:
         raise ValueError(f"n_workers must be at least 1, got {n_workers}")
@@ -48,5 +49,8 @@ def in_parallel(
                     yield futures[future], future.result()
                     bar.update()
             except BaseException:
+                workers = list((pool._processes or {}).values())  # public from Python 3.14 on: terminate_workers()
                 pool.shutdown(wait=False, cancel_futures=True)
+                for worker in workers:  # else the interpreter waits at its end for jobs of minutes
+                    worker.terminate()
                 raise

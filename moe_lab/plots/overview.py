@@ -18,7 +18,7 @@ from moe_lab.plots.trees import draw_partition, draw_tree, node_reach, plane
 
 
 def train_gate(steps: int = 400, seed: int = 0) -> tuple[CometGate, CometGate]:
-    """A gate of 2 trees and 8 experts at its start, and after it learned to send each sector of the plane to an expert."""
+    """A gate (2 trees, 8 experts) at its start and after it learned to send each sector of the plane to an expert."""
     generator = torch.Generator().manual_seed(seed)
     start = CometGate(2, 8, 2, generator=generator)
     gate = CometGate(2, 8, 2)
