@@ -15,6 +15,7 @@ Taught in notebook 03.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from functools import lru_cache, partial
 from pathlib import Path
@@ -50,8 +51,8 @@ def run(
 
     Returns:
         A Result whose curves are ``epochs`` (made by `fit`: training terms, ``valid_loss``, ``valid_auc``,
-        ``valid_mse``), ``routing`` (one row per task and epoch, from 0 = before training: experts per row, load, importance,
-        saturation) and, with "+", ``permutation`` (health of the search). Metrics: see `final_metrics`.
+        ``valid_mse``), ``routing`` (a row per task and epoch, 0 is before training: experts per row, load,
+        importance, saturation) and, with "+", ``permutation`` (health of the search). Metrics: see `final_metrics`.
 
     Raises:
         DatasetNotFound: the real data set is not in the cache; the message says how to fetch it.
@@ -176,6 +177,7 @@ def _permutation_health(permutation: Permutation) -> dict[str, Any]:
     soft = permutation_matrix(assignment) if hard else permutation.soft_matrix()
     return {
         "hard": hard,
+        "agreed": bool(permutation.agreed),
         "row_error": float(row_error(soft).max()),
         "soft_hard": float(soft_hard_distance(soft, permutation_matrix(assignment)).max()),
         "assignment": assignment[0].tolist(),
@@ -209,17 +211,20 @@ def _train_and_test(config: RecommenderConfig, progress: bool, result: Result) -
     if "routing" not in result.curves:
         with evaluating(model):
             evaluate(model)  # epoch 0: how the gate routes before it has learned anything
-    history = fit(
-        model,
-        train,
-        two_task_loss,
-        optimizer=recommender_adam(model, config.learning_rate),
-        coefficients=config.coefficients(),
-        evaluate=evaluate,
-        config=FitConfig(epochs=config.epochs, patience=config.patience, progress=progress),
-        result=result,
-        resume=True,
-    )
+    with warnings.catch_warnings():
+        # Not lost: the permutation curve says ``agreed``.
+        warnings.filterwarnings("ignore", message="local search ended undecided")
+        history = fit(
+            model,
+            train,
+            two_task_loss,
+            optimizer=recommender_adam(model, config.learning_rate),
+            coefficients=config.coefficients(),
+            evaluate=evaluate,
+            config=FitConfig(epochs=config.epochs, patience=config.patience, progress=progress),
+            result=result,
+            resume=True,
+        )
     seconds = [row["seconds"] for row in history.rows]
     return {
         "best_epoch": history.best_epoch,

@@ -49,7 +49,7 @@ def readable(table: pd.DataFrame, digits: int = 3) -> pd.DataFrame:
         text[metric] = [
             f"{m:.{digits}f}" + ("" if np.isnan(s) else f" ± {s:.{digits}f}") for m, s in zip(mean, spread, strict=True)
         ]
-    text["seeds"] = table[metrics[0], "count"]
+    text["seeds"] = table[metrics[0], "count"].astype(str)
     return text
 
 

@@ -47,9 +47,9 @@ class Recording:
 
 
 def _recommender_configs(options: argparse.Namespace) -> list[Any]:
-    """All gates at both task weights; besides, COMET and DSelect-k at other gammas and at a smaller lambda.
+    """All gates at both task weights; a single expert; COMET and DSelect-k at other gammas and at a smaller lambda.
 
-    The extras are done for three seeds at most: they are there to show collapse and its opposite, not to rank gates.
+    The last are done for three seeds at most: they are there to show collapse and its opposite, not to rank gates.
     """
     from moe_lab.experiments.recommender_config import RecommenderConfig
 
@@ -58,6 +58,7 @@ def _recommender_configs(options: argparse.Namespace) -> list[Any]:
 
     gates = options.gates or GATES
     main = [config(gate=gate, seed=seed) for seed in options.seeds for gate in gates]
+    main += [config(gate="softmax", n_experts=1, seed=seed) for seed in options.seeds]
     few = options.seeds[:3]
     other_weight = [config(gate=gate, seed=seed, watch_weight=0.1) for seed in few for gate in gates]
     shapes = ({"gamma": 0.1}, {"gamma": 10.0}, {"entropy_weight": 0.01})
@@ -120,7 +121,7 @@ RECORDINGS: dict[str, Recording] = {
         _recommender_configs,
         _run_recommender,
         (
-            *("watch_weight", "gate", "gamma", "entropy_weight"),
+            *("watch_weight", "gate", "n_experts", "gamma", "entropy_weight"),
             *("test_loss", "test_auc", "test_mse", "experts_per_example", "within_k", "used_experts"),
         ),
     ),

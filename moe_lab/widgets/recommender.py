@@ -21,35 +21,37 @@ class LoadReplay:
     """Routing of one Result per gate, ready to be drawn at any epoch.
 
     Args:
-        results: gate -> Result of `moe_lab.experiments.comet_recommender`.
+        results: label -> Result of `moe_lab.experiments.comet_recommender`; a label may be the gate's name.
         k: drawn as a line: what the paper bounds the number of experts by.
     """
 
     def __init__(self, results: Mapping[str, Result], k: int):
         self.k = k
+        self._gate = {label: result.config["gate"] for label, result in results.items()}
         self._rows: dict[str, dict[str, list[dict[str, Any]]]] = {
-            gate: {
+            label: {
                 task: [row for row in result.curves["routing"] if row["task"] == task] for task in ("watch", "rating")
             }
-            for gate, result in results.items()
+            for label, result in results.items()
         }
         epochs = [{row["epoch"] for row in tasks["watch"]} for tasks in self._rows.values()]
         self.epochs = sorted(set.intersection(*epochs))
 
-    def view(self, gate: str, epoch: int) -> Figure:
-        """Per task: share of the weight that each expert gets after ``epoch`` (0: before training), and experts per row.
+    def view(self, label: str, epoch: int) -> Figure:
+        """Per task: share of the weight each expert gets after ``epoch`` (0: before training), and experts per row.
 
         The pale bars behind are the shares after the last epoch; the line across is the fair share 1/E.
         """
         tasks = {
             task: {row["epoch"]: row for row in rows if row["epoch"] in self.epochs}
-            for task, rows in self._rows[gate].items()
+            for task, rows in self._rows[label].items()
         }
         first, last = self.epochs[0], self.epochs[-1]
         epoch = min(self.epochs, key=lambda known: abs(known - epoch))
+        color = gate_color(self._gate[label])
         figure, ax = sheet(9.6, 2.7)
         for place, (task, rows) in enumerate(tasks.items()):
-            self._bars(ax, 0.45 + 3.2 * place, rows[epoch], rows[last], f"{gate}, {task}: weight per expert")
+            self._bars(ax, 0.45 + 3.2 * place, rows[epoch], rows[last], f"{label}: {task}")
         n_experts = len(tasks["watch"][last]["load"])
         chart = Chart(
             ax,
@@ -63,10 +65,8 @@ class LoadReplay:
         )
         chart.line([first - 0.5, last + 0.5], [self.k, self.k], color=PALE, linewidth=1)
         for rows, style in zip(tasks.values(), ("-", ":"), strict=True):
-            chart.line(
-                list(rows), [row["experts_mean"] for row in rows.values()], color=gate_color(gate), linestyle=style
-            )
-            chart.line([epoch], [rows[epoch]["experts_mean"]], color=gate_color(gate), marker="o", linestyle="")
+            chart.line(list(rows), [row["experts_mean"] for row in rows.values()], color=color, linestyle=style)
+            chart.line([epoch], [rows[epoch]["experts_mean"]], color=color, marker="o", linestyle="")
         return figure
 
     def _bars(self, ax: Axes, left: float, row: dict[str, Any], last: dict[str, Any], title: str) -> None:
@@ -84,7 +84,7 @@ class LoadReplay:
         for tick in (0, 0.5, 1):
             ax.text(left - 0.05, bottom + tick * height, f"{tick:g}", ha="right", va="center", fontsize=8)
         ax.text(left, bottom + height + 0.08, title, va="bottom", fontsize=10)
-        detail = f"after epoch {row['epoch']}: {row['used']} of {len(colors)} in use"
+        detail = f"weight per expert, epoch {row['epoch']}: {row['used']} of {len(colors)} in use"
         if "saturation" in row:
-            detail += f", {row['saturation']:.0%} of paths hard"
+            detail += f", {row['saturation']:.0%} hard"
         ax.text(left, bottom - 0.24, detail, va="top", fontsize=9)

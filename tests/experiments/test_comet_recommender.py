@@ -19,10 +19,6 @@ TINY = RecommenderConfig.profile(
 )
 
 
-# A few steps of local search end undecided, and say so.
-pytestmark = pytest.mark.filterwarnings("ignore:local search ended undecided")
-
-
 def tiny(**changes):
     return dataclasses.replace(TINY, **changes)
 
