@@ -5,6 +5,10 @@ without moe_lab. So the kernel is started with `sys.executable`, whatever is reg
 
 The first Ctrl-C interrupts the running cell, as in JupyterLab: the cell can save (`fit` and `Result` do), and the
 notebook is kept up to there. nbclient alone would kill the kernel. A second Ctrl-C does kill it.
+
+A cell with `interact` makes nbclient *send* on the channel on which it awaits the cell's reply, past the event loop.
+If the reply arrives just then, the wake-up is lost and nbclient waits for ever (seen in one of twenty runs on a busy
+machine, nbclient 0.11, pyzmq 27). So we look again once a second.
 """
 
 from __future__ import annotations
@@ -24,13 +28,15 @@ from typing import Any
 import papermill
 import zmq
 from ipykernel.kernelspec import get_kernel_dict
+from jupyter_client.asynchronous import AsyncKernelClient
+from jupyter_client.channels import AsyncZMQSocketChannel
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
 from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import NBClientEngine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
-from traitlets import default
+from traitlets import Type, default
 
 from moe_lab.notebook_catalogue import Notebook
 from moe_lab.paths import runs_dir
@@ -49,8 +55,26 @@ class Outcome:
     error: str = ""
 
 
+class _LooksAgain(AsyncZMQSocketChannel):
+    """Waits in steps of a second; each step asks the socket anew whether a message is there."""
+
+    async def get_msg(self, timeout: float | None = None) -> dict[str, Any]:
+        while timeout is None and not await self.socket.poll(1000):
+            pass
+        return await super().get_msg(timeout)
+
+
+class _Client(AsyncKernelClient):
+    shell_channel_class = Type(_LooksAgain)
+    iopub_channel_class = Type(_LooksAgain)
+
+
 class _OwnInterpreter(AsyncKernelManager):
     """Starts the kernel with the interpreter of this process."""
+
+    @default("client_factory")
+    def _client(self) -> type:
+        return _Client
 
     @default("transport_encryption")  # jupyter_client >= 8.9: encrypts what passes between us and the kernel
     def _encrypt_if_possible(self) -> str:
