@@ -4,8 +4,8 @@
     task 2   the rating, in [-10, 10]                on rated pairs
     split    70 / 15 / 15 %, stratified on task 1    5.1 M / 1.1 M / 1.1 M rows; stratification is our choice
 
-Official format: three zipped Excel 97 sheets, one row per user, first the number of jokes rated, then 100 ratings, where
-99 means not rated. Reading them takes about a minute and a half, so the matrix is kept beside them as .npz.
+Official format: three zipped Excel 97 sheets, one row per user, first the number of jokes rated, then 100 ratings,
+where 99 means not rated. Reading them takes about a minute and a half, so the matrix is kept beside them as .npz.
 
 Where we differ: a rating of exactly 0.0 is a rating (``has_rating`` is True); the authors' mask drops it.
 """

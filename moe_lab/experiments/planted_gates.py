@@ -27,7 +27,7 @@ from moe_lab.experts.moe import MoE
 from moe_lab.gates import CometGate
 from moe_lab.gates.base import Gate
 from moe_lab.gates.build import build_gate, check_gate_name
-from moe_lab.metrics.agreement import agreement
+from moe_lab.metrics.agreement import agreement, confusion
 from moe_lab.metrics.routing import RoutingTally
 from moe_lab.results import Result, run_cached
 from moe_lab.train import FitConfig, fit
@@ -59,6 +59,7 @@ class PlantedGateConfig:
         shift: added to what the gate sees (not to what the experts see). 0: inputs around 0; 2: inputs that are all
             positive on the tiles, as raw pixels are. The planted routing stays representable: the splits have biases.
         keep_gates: store the gate's parameters each epoch (curve ``gates``); off in sweeps.
+        noise: top-k with learned Gaussian noise on its logits in training.
         seed: of weights, order of batches and hash table.
         data_seed: of the data; with 3 the functions of neighbouring tiles differ clearly.
     """
@@ -74,6 +75,7 @@ class PlantedGateConfig:
     batch_size: int = 256
     shift: float = 0.0
     keep_gates: bool = False
+    noise: bool = False
     seed: int = 0
     data_seed: int = 3
 
@@ -98,8 +100,9 @@ def run(config: PlantedGateConfig, *, root: Path | str | None = None, recompute:
     Returns:
         A Result whose curve ``epochs`` has, from step 0 on: ``step``, ``valid_loss`` (MSE), ``experts_per_token``,
         ``within_k``, ``used`` (experts with at least a tenth of a fair share), ``saturation`` (share of hard paths),
-        ``nmi``, ``purity``. Metrics: ``test_mse`` and the same statistics on the test rows, with the last weights
-        of training, plus the planted noise floor.
+        ``nmi``, ``purity``; curve ``confusion``: ``step``, ``table`` (see `agreement.confusion`). Metrics: ``test_mse``
+        and the same statistics and confusion on the test rows, with the last weights of training, and the planted
+        noise floor.
     """
     return run_cached(EXPERIMENT, config, partial(_train, config), root=root, recompute=recompute)
 
@@ -126,6 +129,7 @@ def build_model(config: PlantedGateConfig, n_features: int, n_keys: int) -> MoE:
             k=config.k,
             gamma=config.gamma,
             n_keys=n_keys,
+            noise=config.noise,
             seed=config.seed,
         )
     return MoE(gate, MLPExperts(config.n_experts, (n_features, 1), activate_last=False, generator=generator))
@@ -147,18 +151,20 @@ def _all_coefficients(config: PlantedGateConfig, model: MoE, batch: dict[str, Te
 
 
 @torch.no_grad()
-def _evaluate(config: PlantedGateConfig, model: MoE, rows: dict[str, Tensor]) -> dict[str, float]:
+def _evaluate(config: PlantedGateConfig, model: MoE, rows: dict[str, Tensor]) -> dict[str, Any]:
     y, routing = model.eval()(rows["features"], _gate_input(model, rows))
     tally = RoutingTally(config.k)
     tally.add(routing)
     summary = tally.summary()
+    assigned = routing.weights.argmax(-1).numpy()
     return {
         "mse": float((y[:, 0] - rows["target"]).square().mean()),
         "experts_per_token": summary["experts_mean"],
         "within_k": summary["within_k"],
         "used": summary["used"],
         "saturation": summary.get("saturation", float("nan")),
-        **agreement(rows["expert"].numpy(), routing.weights.argmax(-1).numpy()),
+        **agreement(rows["expert"].numpy(), assigned),
+        "confusion": confusion(rows["expert"].numpy(), assigned, config.n_experts),
     }
 
 
@@ -181,6 +187,7 @@ def _train(config: PlantedGateConfig, result: Result) -> dict[str, Any]:
         step = epoch * len(batches)
         row = _evaluate(config, model, valid)
         row["valid_loss"] = row.pop("mse")
+        result.log("confusion", step=step, table=row.pop("confusion"))
         result.log("epochs", step=step, **row)
         if config.keep_gates:
             state = {name: value.tolist() for name, value in model.gate.state_dict().items()}

@@ -36,6 +36,7 @@ def build_gates(
     n_experts: int,
     k: int,
     gamma: float = 1.0,
+    noise: bool = False,
     n_keys: int | None = None,
     seed: int = 0,
     permutation_steps: int | None = None,
@@ -50,6 +51,7 @@ def build_gates(
         n_experts: E.
         k: trees, selectors or chosen experts (ignored by softmax and hash).
         gamma: smooth-step width (COMET, DSelect-k).
+        noise: learned noise on the logits in training (top-k).
         n_keys: number of keys, needed by hash gates.
         seed: of weights, table and permutation.
         permutation_steps: length of the search in optimiser steps, needed with ``+``.
@@ -68,7 +70,7 @@ def build_gates(
     else:
         make = {
             "softmax": lambda: SoftmaxGate(in_features, n_experts, generator=generator),
-            "topk": lambda: TopKGate(in_features, n_experts, k, generator=generator),
+            "topk": lambda: TopKGate(in_features, n_experts, k, noise=noise, generator=generator),
             "dselect_k": lambda: DSelectKGate(in_features, n_experts, k, gamma, generator=generator),
             "comet": lambda: CometGate(in_features, n_experts, k, gamma, generator=generator),
         }[base]

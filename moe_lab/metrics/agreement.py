@@ -18,3 +18,10 @@ def purity(planted: np.ndarray, assigned: np.ndarray) -> float:
 def agreement(planted: np.ndarray, assigned: np.ndarray) -> dict[str, float]:
     """``purity`` and ``nmi`` (normalised mutual information: 0 independent, 1 equal up to names) of (N,) labels."""
     return {"purity": purity(planted, assigned), "nmi": float(normalized_mutual_info_score(planted, assigned))}
+
+
+def confusion(planted: np.ndarray, assigned: np.ndarray, n_experts: int) -> list[list[int]]:
+    """Tokens of planted cluster i (row) whose largest weight is at expert e (column)."""
+    table = np.zeros((int(planted.max()) + 1, n_experts), dtype=int)
+    np.add.at(table, (planted, assigned), 1)
+    return table.tolist()

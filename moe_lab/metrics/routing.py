@@ -2,7 +2,7 @@
 
 Legend: N tokens, E experts, K trees.
 
-Counts are of *exact* zeros: a weight of 1e-30 is an expert that runs. The COMET authors' code counts weights below 1e-5.
+Counts are of *exact* zeros: a weight of 1e-30 is an expert that runs. (The COMET authors' code counts weights < 1e-5.)
 """
 
 from __future__ import annotations

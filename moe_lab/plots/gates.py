@@ -1,6 +1,6 @@
 """Draw what gates do: weights of a few tokens, weights over training, how many experts are in use.
 
-Taught in notebooks 01 and 02. Legend: T tokens, E experts, S steps.
+Used in notebooks 00 to 02. Legend: T tokens, E experts, S steps.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from moe_lab.plots.sheet import INK
-from moe_lab.plots.style import expert_colors, gate_color
+from moe_lab.plots.style import expert_colors, gate_color, gate_style
+from moe_lab.results import Result
 
 
 def draw_weights(ax: Axes, weights: Any, *, title: str = "") -> None:
@@ -57,14 +58,42 @@ def draw_load(ax: Axes, load: Any, *, title: str = "") -> None:
     ax.grid(False, axis="x")
 
 
+def draw_confusion(ax: Axes, confusion: Any, *, title: str = "") -> None:
+    """Who gets whom: of each planted cluster (row), the share of its tokens that goes to each expert (column)."""
+    confusion = np.asarray(confusion, dtype=float)
+    ax.imshow(confusion / confusion.sum(1, keepdims=True).clip(1), vmin=0, vmax=1, cmap="Blues", aspect="auto")
+    n_clusters, n_experts = confusion.shape
+    ax.set(xticks=range(n_experts), yticks=range(n_clusters), xlabel="expert", ylabel="planted cluster", title=title)
+    ax.grid(False)
+
+
 def draw_per_seed(ax: Axes, values: Mapping[str, Sequence[float]], *, xlabel: str, title: str = "") -> None:
-    """One row per gate (a `build_gate` name), a dot per seed, the mean as a bar: differences beside their spread."""
-    for row, (gate, numbers) in enumerate(values.items()):
-        ax.barh(row, np.mean(numbers), color=gate_color(gate), alpha=0.35, height=0.6)
-        ax.plot(numbers, np.full(len(numbers), row), "o", color=gate_color(gate), markeredgecolor=INK, markersize=6)
+    """One row per gate, a dot per seed, the mean as a bar: differences beside their spread.
+
+    A label is a `build_gate` name, or begins with one ("topk, noise").
+    """
+    for row, (label, numbers) in enumerate(values.items()):
+        color = gate_color(label.split(",")[0])
+        ax.barh(row, np.mean(numbers), color=color, alpha=0.35, height=0.6)
+        ax.plot(numbers, np.full(len(numbers), row), "o", color=color, markeredgecolor=INK, markersize=6)
     ax.set(yticks=range(len(values)), yticklabels=list(values), xlabel=xlabel, title=title)
-    ax.invert_yaxis()
+    ax.set_ylim(len(values) - 0.5, -0.5)  # the first on top; axes that share it may both say so
     ax.grid(False, axis="y")
+
+
+def draw_cost(ax: Axes, results: Mapping[str, Sequence[Result]], *, cost: str, metric: str) -> None:
+    """A point per run: ``metric`` over ``cost`` (names of metrics).
+
+    A label is a gate's name, or begins with one; further variants of the same gate are hollow, then cross-filled.
+    """
+    seen: list[str] = []
+    for label, runs in results.items():
+        gate = label.split(",")[0]
+        style = gate_style(gate) | {"linestyle": "none", "label": label, "markersize": 7, "markeredgewidth": 1.5}
+        style["fillstyle"] = ("full", "none", "left")[min(seen.count(gate), 2)]
+        seen.append(gate)
+        ax.plot([run.metrics[cost] for run in runs], [run.metrics[metric] for run in runs], **style)
+    ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
 def draw_used_experts(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from moe_lab.plots.sheet import INK, Box
+from moe_lab.plots.sheet import INK, Box, draw_table
 
 SEARCH_STYLES = {
     "none": {"color": "#7A7A7A", "marker": "s", "label": "no search"},
@@ -26,9 +26,7 @@ def draw_matrix(ax: Axes, box: Box, matrix: Any, assignment: Sequence[int] | Non
     n = len(matrix)
     x, y, width, height = box
     cell = width / n, height / n
-    ax.imshow(matrix, vmin=0, vmax=1, cmap="Blues", extent=(x, x + width, y, y + height), aspect="auto", zorder=1)
-    ax.set(xlim=ax.get_xlim(), ylim=ax.get_ylim(), autoscale_on=False)
-    ax.plot((x, x + width, x + width, x, x), (y, y, y + height, y + height, y), color=INK, linewidth=0.8)
+    draw_table(ax, box, matrix, xlabel="expert", ylabel="output of the gate", title=title)
     if assignment is not None:
         columns = x + (np.asarray(assignment) + 0.5) * cell[0]
         rows = y + height - (np.arange(n) + 0.5) * cell[1]
@@ -38,9 +36,6 @@ def draw_matrix(ax: Axes, box: Box, matrix: Any, assignment: Sequence[int] | Non
         color = INK if abs(total - 1) < 0.01 else "#D55E00"
         middle = y + height - (row + 0.5) * cell[1]
         ax.text(x + width + 0.06, middle, f"{total:.2f}", va="center", fontsize=min(8, 72 * cell[1]), color=color)
-    ax.text(x, y + height + 0.08, title, va="bottom", fontsize=10)
-    ax.text(x + width / 2, y - 0.08, "expert", ha="center", va="top", fontsize=9)
-    ax.text(x - 0.08, y + height / 2, "output of the gate", ha="right", va="center", rotation=90, fontsize=9)
     ax.text(x + width + 0.06, y + height + 0.08, "row sum", va="bottom", fontsize=8)
 
 

@@ -7,6 +7,7 @@ pair of axes, each in its own box (x, y, width, height), take a fifth of it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -86,3 +87,27 @@ class Chart:
         self.ax.fill_between(
             self.place([first, last], 0)[0], self.box[1], self.box[1] + self.box[3], linewidth=0, **style
         )
+
+
+def draw_table(
+    ax: Axes, box: Box, values: Any, *, numbers: bool = False, xlabel: str = "", ylabel: str = "", title: str = ""
+) -> None:
+    """Values (rows, columns) in [0, 1] as shades in a box of a sheet, row 0 on top.
+
+    ``numbers``: write each value, and nothing at all for an exact zero.
+    """
+    values = np.asarray(values, dtype=float)
+    n_rows, n_columns = values.shape
+    x, y, width, height = box
+    ax.imshow(values, vmin=0, vmax=1, cmap="Blues", extent=(x, x + width, y, y + height), aspect="auto", zorder=1)
+    ax.set(xlim=ax.get_xlim(), ylim=ax.get_ylim(), autoscale_on=False)
+    ax.plot((x, x + width, x + width, x, x), (y, y, y + height, y + height, y), color=INK, linewidth=0.8)
+    if numbers:
+        for (row, column), value in np.ndenumerate(values):
+            if value != 0:
+                place = (x + (column + 0.5) * width / n_columns, y + height - (row + 0.5) * height / n_rows)
+                color = "white" if value > 0.6 else INK
+                ax.text(*place, f"{value:.2f}", ha="center", va="center", fontsize=8, color=color)
+    ax.text(x, y + height + 0.08, title, va="bottom", fontsize=10)
+    ax.text(x + width / 2, y - 0.08, xlabel, ha="center", va="top", fontsize=9)
+    ax.text(x - 0.08, y + height / 2, ylabel, ha="right", va="center", rotation=90, fontsize=9)

@@ -65,6 +65,17 @@ def test_inputs_all_positive_and_a_small_gamma_leave_one_expert(tmp_path):
     assert result.metrics["used"] == 1 and result.curves["epochs"][1]["saturation"] == 1
 
 
+def test_confusion_counts_every_token_once_per_evaluation_and_noise_changes_training_only(tmp_path):
+    plain, noisy = (run(PlantedGateConfig(gate="topk", noise=noise, **SHORT), root=tmp_path) for noise in (False, True))
+    tables = [np.array(row["table"]) for row in plain.curves["confusion"]]
+    assert [table.sum() for table in tables] == [1024] * 3 and tables[0].shape == (8, 8)
+    rows = tables[-1].max(0).sum() / 1024
+    assert rows == pytest.approx(plain.curves["epochs"][-1]["purity"])
+    assert np.array(plain.metrics["confusion"]).sum() == 1024
+    assert noisy.curves["confusion"][0] == plain.curves["confusion"][0]  # before training: evaluation has no noise
+    assert noisy.metrics["test_mse"] != plain.metrics["test_mse"]
+
+
 def test_split_balance_is_returned_and_weighted(tmp_path):
     plain, balanced = (
         run(PlantedGateConfig(shift=2.0, coefficients=c, epochs=4), root=tmp_path).metrics
