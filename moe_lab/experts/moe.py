@@ -86,7 +86,7 @@ class MoE(nn.Module):
         """The bank."""
         return self.mixture.experts
 
-    def forward(self, x: Tensor, gate_input: Tensor | None = None) -> tuple[Tensor, Routing]:
-        """x (T, ...), gate_input (T, D) or keys (T,), default x flattened -> y (T, F), Routing."""
-        (y,), (routing,) = self.mixture(x, gate_input)
+    def forward(self, x: Tensor, gate_input: Tensor | tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Routing]:
+        """x (T, ...), gate_input (T, D), keys (T,) or a pair of both, default x flattened -> y (T, F), Routing."""
+        (y,), (routing,) = self.mixture(x, None if gate_input is None else [gate_input])
         return y, routing
