@@ -22,9 +22,10 @@ help:
 run: $(VENV)/.installed
 	@$(PY) -m moe_lab run --headline --profile quick; status=$$?; $(PY) -m moe_lab report && exit $$status
 
-# One thread per process, since there are two processes. A notebook's cells stay together, in one kernel (loadfile).
+# One thread per process, since there are two processes. A notebook's cells stay together, in one kernel (loadfile). In the
+# order of collection the longest files come in the middle and short ones last, so that neither process waits long.
 test: $(VENV)/.installed-test
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --nbval-lax --nbval-current-env tests $(NOTEBOOKS) $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --nbval-lax --nbval-current-env tests $(NOTEBOOKS) $(PYTEST_ARGS)
 
 lab: $(VENV)/.installed
 	$(PY) -m jupyter lab --notebook-dir=notebooks

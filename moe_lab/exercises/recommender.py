@@ -66,7 +66,7 @@ def check_relabelling(function: Callable[[Tensor, Tensor], Tensor] | None) -> bo
         permutation = torch.tensor([2, 0, 3, 1, 5, 4])
         keys, x = torch.arange(50), torch.randn(50, 4, generator=generator)
         with torch.no_grad():
-            wanted = torch.stack([bank.single(int(permutation[gate.table[i]]), x[[i]])[0] for i in keys])
+            wanted = torch.cat([bank.single(int(permutation[gate.table[i]]), x[i : i + 1]) for i in range(50)])
             gate.table.copy_(torch.as_tensor(function(gate.table.clone(), permutation)))
             given, _ = MoE(gate, bank)(x, keys)
         wrong = int(((given - wanted).abs().amax(1) > 1e-6).sum())

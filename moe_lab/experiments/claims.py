@@ -1,4 +1,4 @@
-"""What the COMET paper claims about recommenders and tuning, beside what our Results say; no number typed but theirs.
+"""What the COMET paper claims, beside what our Results say; no number typed but theirs.
 
 Only claims that could be read in the paper's abstract and introduction (arXiv 2306.02824): the cells of its tables are
 not quoted. "Up to" is a maximum over data sets and gates, so a smaller effect does not contradict it; an effect of the
@@ -13,9 +13,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from moe_lab.experiments.compare import paired_difference
+from moe_lab.experiments.compare import Difference, paired_difference
 from moe_lab.results import Result
-from moe_lab.tuning import Pool, budget_ratio
+from moe_lab.tuning import Pool, budget_ratio, chance_of, null_ratios
 
 COLUMNS = ("paper claims", "we measured", "on what", "does it hold?")
 
@@ -39,10 +39,32 @@ BUDGET_CLAIMS = (Claim("hash+", "hash", 100, "abstract"), Claim("topk+", "topk",
 _VERDICTS = {1: "yes, in sign", 0: "inconclusive", -1: "no: the other way round"}
 
 
-def _on_what(results: Sequence[Result]) -> str:
+def judge(gap: Difference) -> str:
+    """Does a difference that the paper says is positive hold? Inconclusive with fewer than three seeds."""
+    few = f" ({gap.seeds} seed{'s' if gap.seeds > 1 else ''})" if gap.seeds < 3 else ""
+    return _VERDICTS[gap.sign] + few
+
+
+def on_what(results: Sequence[Result]) -> str:
+    """``ml-100k, 8 experts, k = 2, 5 seeds``."""
     config = results[0].config
     seeds = len({result.seed for result in results})
-    return f"{config['dataset']}, {config['n_experts']} experts, k = {config['k']}, {seeds} seeds"
+    return f"{config['dataset']}, {config['n_experts']} experts, k = {config['k']}, {seeds} seed{'s' * (seeds > 1)}"
+
+
+def collapse_claims(results: Sequence[Result]) -> list[tuple[str, str, str, str]]:
+    """Rows on experts in use: what the paper says of DSelect-k, and COMET, which it sets against it."""
+    rows = []
+    for gate, paper in (("dselect_k", "DSelect-k: experts collapse in some cases (introduction)"), ("comet", "")):
+        runs = [result for result in results if result.config["gate"] == gate]
+        if not runs:
+            continue
+        used, n_experts = [result.metrics["used_experts"] for result in runs], runs[0].config["n_experts"]
+        measured = f"{gate}: {min(used)} to {max(used)} of {n_experts} experts in use"
+        collapsed = max(used) <= n_experts // 2
+        verdict = "yes" if collapsed else "sometimes" if min(used) <= n_experts // 2 else "not here"
+        rows.append((paper or "(says nothing of COMET's)", measured, on_what(runs), verdict))
+    return rows
 
 
 def recommender_claims(results: Sequence[Result]) -> pd.DataFrame:
@@ -58,37 +80,40 @@ def recommender_claims(results: Sequence[Result]) -> pd.DataFrame:
             (
                 f"{claim.better}: AUC up to {claim.up_to:g} % above {claim.other} ({claim.source})",
                 f"{gap} = {100 * gap.mean / base:+.1f} %",
-                _on_what(results),
-                _VERDICTS[gap.sign],
+                on_what(results),
+                judge(gap),
             )
         )
-    for gate, paper in (("dselect_k", "DSelect-k: experts collapse in some cases (introduction)"), ("comet", "")):
-        used = [result.metrics["used_experts"] for result in results if result.config["gate"] == gate]
-        if not used:
-            continue
-        n_experts = results[0].config["n_experts"]
-        measured = f"{gate}: {min(used)} to {max(used)} of {n_experts} experts in use"
-        collapsed = max(used) <= n_experts // 2
-        verdict = "yes" if collapsed else "sometimes" if min(used) <= n_experts // 2 else "not here"
-        rows.append((paper or "(says nothing of COMET's)", measured, _on_what(results), verdict))
-    return pd.DataFrame(rows, columns=COLUMNS)
+    return pd.DataFrame(rows + collapse_claims(results), columns=COLUMNS)
 
 
 def tuning_claims(pools: dict[str, Pool], on_what: str) -> pd.DataFrame:
-    """The paper's claim on tuning budgets: the ratio of budgets at the best loss that both reach, with its interval."""
+    """The paper's claim on tuning budgets: the ratio at the best loss that both reach, beside what chance does.
+
+    The interval resamples the trials. The verdict is that of a permutation test (`null_ratios`): the ratio counts if
+    shuffled trials show one as large in at most 2.5 % of deals.
+    """
     rows = []
     for claim in BUDGET_CLAIMS:
         if not {claim.better, claim.other} <= pools.keys():
             continue
-        ratio = budget_ratio(pools[claim.other], pools[claim.better])
-        largest = min(len(pools[name].test) for name in (claim.better, claim.other))
-        sign = 1 if ratio.low > 1 else -1 if ratio.high < 1 else 0
+        gate, plus = pools[claim.other], pools[claim.better]
+        ratio, null = budget_ratio(gate, plus), null_ratios(gate, plus)
+        largest = min(len(gate.test), len(plus.test))
+        chance, other_way = chance_of(ratio.value, null), chance_of(1 / ratio.value, 1 / null)
+        sign = 1 if chance <= 0.025 else -1 if other_way <= 0.025 else 0
+        at_least = "at least " if ratio.value >= largest else ""
         rows.append(
             (
                 f"{claim.better}: up to {claim.up_to:g} times fewer trials than {claim.other} ({claim.source})",
-                f"{ratio.value:.2g} times [{ratio.low:.2g}, {ratio.high:.2g}]",
+                f"{at_least}{_times(ratio.value)} times [{_times(ratio.low)}, {_times(ratio.high)}]; "
+                f"as many by chance: {100 * chance:.2g} %",
                 f"{on_what}, {largest} trials per gate",
                 _VERDICTS[sign],
             )
         )
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.0f}" if ratio >= 10 else f"{ratio:.2g}"

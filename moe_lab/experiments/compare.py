@@ -7,7 +7,7 @@ largest difference", so treat it as a warning against reading too much, not as a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -51,6 +51,33 @@ def readable(table: pd.DataFrame, digits: int = 3) -> pd.DataFrame:
         ]
     text["seeds"] = table[metrics[0], "count"].astype(str)
     return text
+
+
+def scores(
+    results: Sequence[Result],
+    metrics: Sequence[str],
+    *,
+    one_expert: Sequence[Result] = (),
+    floor: Mapping[str, float] | None = None,
+    digits: int = 3,
+) -> pd.DataFrame:
+    """The table that belongs under every comparison of gates: what needs no gate on top, then a row per gate, as text.
+
+    Args:
+        results: one per gate and seed.
+        metrics: columns.
+        one_expert: runs with a single expert and nothing to route.
+        floor: metric -> what is reached without any network (a constant, a count); other cells of that row are empty.
+        digits: after the point.
+    """
+    parts = []
+    if floor:
+        values = {name: f"{value:.{digits}f}" for name, value in floor.items()}
+        parts.append(pd.DataFrame(values, index=["(no network)"]))
+    if one_expert:
+        parts.append(readable(over_seeds(one_expert, metrics), digits).set_axis(["(one expert)"]))
+    parts.append(readable(over_seeds(results, metrics), digits))
+    return pd.concat(parts)[[*metrics, "seeds"]].fillna("").rename_axis("gate")
 
 
 class Difference(NamedTuple):

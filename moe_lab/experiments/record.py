@@ -6,8 +6,8 @@
 
 Interrupt it as you like: what is finished is found again, what was running goes on from its checkpoint. Full Results
 and checkpoints live in ``--scratch`` (default: `paths.runs_dir`), thinned copies in ``--out``. The machine needs
-neither pooch (the data are in the cache) nor Optuna: run ``--what tuning --plan-only`` where Optuna is and take the plan along
-in ``--scratch``.
+neither pooch (the data are in the cache) nor Optuna: run ``--what tuning --plan-only`` where Optuna is and take the
+plan along in ``--scratch``.
 
 To record something else, add a `Recording` to `RECORDINGS`.
 """

@@ -1,8 +1,7 @@
-"""What the COMET paper claims, what Results of the vision experiment say about it, and whether it holds there.
+"""What the COMET paper claims, judged by Results of the vision experiment; and how to choose among settings.
 
-Only claims that we could verify are here: the abstract and the supplement's text were readable, the tables of image
-test losses were not (the supplement prints "Tables ??"), so no number of the paper stands beside ours. The abstract's
-percentages are maxima over data sets and of AUC; images have accuracy and cross entropy.
+The tables of image test losses could not be read (the supplement prints "Tables ??"), so no number of the paper stands
+beside ours. The abstract's percentages are maxima over data sets and of AUC; images have accuracy and cross entropy.
 """
 
 from __future__ import annotations
@@ -10,6 +9,10 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Sequence
 
+import pandas as pd
+
+from moe_lab.experiments.claims import AUC_CLAIMS, COLUMNS, collapse_claims, judge, on_what
+from moe_lab.experiments.compare import paired_difference
 from moe_lab.results import Result
 
 
@@ -36,37 +39,8 @@ def mean(results: Sequence[Result], metric: str) -> float:
     return statistics.fmean(result.metrics[metric] for result in results)
 
 
-def spread(results: Sequence[Result], metric: str) -> float:
-    """Standard deviation over seeds; 0 for one."""
-    return statistics.stdev(result.metrics[metric] for result in results) if len(results) > 1 else 0.0
-
-
-def paired_difference(first: Sequence[Result], second: Sequence[Result], metric: str) -> tuple[float, float, int]:
-    """Mean of first - second over the seeds that both have, its standard error, and their number.
-
-    Raises:
-        ValueError: no seed in common.
-    """
-    other = {result.seed: result.metrics[metric] for result in second}
-    differences = [result.metrics[metric] - other[result.seed] for result in first if result.seed in other]
-    if not differences:
-        raise ValueError("no seed in common, nothing to pair")
-    n = len(differences)
-    error = statistics.stdev(differences) / n**0.5 if n > 1 else float("inf")
-    return statistics.fmean(differences), error, n
-
-
-def verdict(difference: float, error: float, n: int) -> str:
-    """ "yes" or "no" where the mean is more than two standard errors from 0 (at least 3 seeds), else "open"."""
-    if n < 3:
-        return f"open ({n} seed{'s' if n > 1 else ''})"
-    if abs(difference) <= 2 * error:
-        return "open"
-    return "yes" if difference > 0 else "no"
-
-
-def claims(results: Sequence[Result]) -> list[dict[str, str]]:
-    """Rows "paper claims | we measured | on what | does it hold?" of the gates that are there.
+def vision_claims(results: Sequence[Result]) -> pd.DataFrame:
+    """The paper's claims that the gates among ``results`` can say something about; columns as in `claims`.
 
     Raises:
         ValueError: Results of several data sets.
@@ -74,43 +48,19 @@ def claims(results: Sequence[Result]) -> list[dict[str, str]]:
     data = {result.config["dataset"] for result in results}
     if len(data) != 1:
         raise ValueError(f"claims are about one data set, got {sorted(data) or 'none'}")
-    where = data.pop()
     gates = {gate: select(results, gate) for gate in ("hash", "topk", "dselect_k", "comet", "comet+")}
     rows = []
-
-    def add(claim: str, measured: str, n: int, holds: str) -> None:
-        seeds = f"{n} seed{'s' if n > 1 else ''}"
-        rows.append({"paper claims": claim, "we measured": measured, "on what": f"{where}, {seeds}", "holds?": holds})
-
-    for gate, gain in (("hash", "13 %"), ("topk", "13 %"), ("dselect_k", "9 %")):
-        if gates["comet+"] and gates[gate]:
-            difference, error, n = paired_difference(gates["comet+"], gates[gate], "test_accuracy")
-            measured = (
-                f"accuracy {100 * difference:+.1f} ± {100 * error:.1f} points"
-                if n > 1
-                else (f"accuracy {100 * difference:+.1f} points")
-            )
-            claim = f"COMET+ beats {gate} (AUC, up to {gain}, over all data sets)"
-            add(claim, measured, n, verdict(difference, error, n))
+    for claim in AUC_CLAIMS:
+        pair = [*gates[claim.other], *gates[claim.better]]
+        if gates[claim.other] and gates[claim.better]:
+            gap = paired_difference(pair, "test_accuracy", claim.other, claim.better)
+            text = f"{claim.better} beats {claim.other} (AUC, up to {claim.up_to:g} %; {claim.source})"
+            rows.append((text, f"accuracy {gap}", on_what(pair), judge(gap)))
     for gate in ("comet", "comet+", "dselect_k"):
         if gates[gate]:
-            runs = gates[gate]
-            within = min(result.metrics["within_k"] for result in runs)
+            within = min(result.metrics["within_k"] for result in gates[gate])
             measured = f"{100 * within:.1f} % of images (worst seed and task)"
-            add(f"{gate}: at most k experts once trained", measured, len(runs), "yes" if within >= 0.99 else "no")
-    if gates["dselect_k"]:
-        runs = gates["dselect_k"]
-        used, n_experts = mean(runs, "used_experts"), runs[0].config["n_experts"]
-        measured = f"{used:.1f} of {n_experts} experts in use"
-        add("DSelect-k: experts collapse in some cases", measured, len(runs), "yes" if used < n_experts / 2 else "no")
-    if gates["comet"]:
-        runs = gates["comet"]
-        used, n_experts = mean(runs, "used_experts"), runs[0].config["n_experts"]
-        measured = f"{used:.1f} of {n_experts} experts in use"
-        add(
-            "(COMET, which the paper sets against it)",
-            measured,
-            len(runs),
-            "the same" if used < n_experts / 2 else "no",
-        )
-    return rows
+            text = f"{gate}: at most k experts once trained"
+            rows.append((text, measured, on_what(gates[gate]), "yes" if within >= 0.99 else "no"))
+    rows += collapse_claims([*gates["dselect_k"], *gates["comet"]])
+    return pd.DataFrame(rows, columns=COLUMNS)

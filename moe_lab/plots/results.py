@@ -1,4 +1,4 @@
-"""Results as pictures: scores with their spread, curves over epochs, who gets the rows, what a budget buys."""
+"""Results as pictures: scores with their spread, curves over epochs, who gets the rows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from matplotlib.ticker import MaxNLocator
 
 from moe_lab.plots.style import expert_colors, gate_color, gate_style
 from moe_lab.results import Result
-from moe_lab.tuning import Pool, expected_best, top_share
 
 
 def _by_gate(results: Sequence[Result]) -> dict[str, list[Result]]:
@@ -62,20 +61,17 @@ def draw_curve(ax: Axes, results: Sequence[Result], column: str, *, task: str | 
 
 
 def draw_importance(ax: Axes, result: Result, task: str, *, title: str) -> None:
-    """Mean weight of each expert against epochs, stacked: the bands of expert colours fill the unit interval."""
+    """Mean weight of each expert against epochs, stacked: the bands of expert colours fill the unit interval.
+
+    Experts that end with 8 % or more have their number beside their band.
+    """
     rows = [row for row in result.curves["routing"] if row["task"] == task]
     shares = np.array([row["importance"] for row in rows]).T
     ax.stackplot([row["epoch"] for row in rows], shares, colors=expert_colors(len(shares)), linewidth=0)
+    tops = shares[:, -1].cumsum()
+    for expert, (top, share) in enumerate(zip(tops, shares[:, -1], strict=True)):
+        if share >= 0.08:
+            ax.text(1.02, top - share / 2, str(expert), transform=ax.get_yaxis_transform(), va="center", fontsize=8)
     ax.set(xlabel="epoch", ylim=(0, 1), xlim=(rows[0]["epoch"], rows[-1]["epoch"]), title=title)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.grid(visible=False)
-
-
-def draw_budget(ax: Axes, pools: Mapping[str, Pool], *, title: str, top: bool = False) -> None:
-    """Exact expected test loss of the chosen trial against the number of trials; ``top``: dots at the top-5 % mean."""
-    for gate, pool in pools.items():
-        budgets = np.arange(1, len(pool.test) + 1)
-        ax.plot(budgets, expected_best(pool, budgets), **{**gate_style(gate), "marker": ""})
-        if top:
-            ax.plot(len(budgets) * 1.06, top_share(pool).mean, gate_style(gate)["marker"], color=gate_color(gate))
-    ax.set(xscale="log", xlabel="trials of random search", ylabel="expected test loss of the chosen trial", title=title)

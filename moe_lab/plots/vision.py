@@ -51,13 +51,13 @@ def _picture(ax: Axes, box: Box, image: Any) -> None:
 
 
 def stacked_weights(ax: Axes, box: Box, weights: Any) -> None:
-    """One bar from left to right, cut into the experts' shares; shares above 12 % carry the expert's number."""
+    """One bar from left to right, cut into the experts' shares; shares above 15 % carry the expert's number."""
     x, y, width, height = box
     colors = expert_colors(len(weights))
     for expert, weight in enumerate(weights):
         if weight > 0:
             ax.fill_between((x, x + weight * width), y, y + height, color=colors[expert], edgecolor=INK, linewidth=0.5)
-        if weight > 0.12:
+        if weight > 0.15:
             light = sum(int(colors[expert][i : i + 2], 16) for i in (1, 3, 5)) > 330
             middle = (x + weight * width / 2, y + height / 2)
             ax.text(*middle, str(expert), ha="center", va="center", fontsize=8, color=INK if light else "white")
@@ -109,8 +109,8 @@ def class_routing(results: Sequence[Result], task_titles: Mapping[str, str]) -> 
         for ax, result in zip(row, results, strict=True):
             weights = np.asarray(result.metrics["class_weights"][task])
             shown = ax.imshow(weights, vmin=0, vmax=1, aspect="auto")
-            centred = ", centred" if result.config["center_pixels"] else ""
-            ax.set(xlabel="expert", ylabel=f"digit {task_titles[task]}", title=f"{result.config['gate']}{centred}")
+            pixels = "centred" if result.config["center_pixels"] else "raw"
+            ax.set(xlabel="expert", ylabel=f"digit {task_titles[task]}", title=f"{result.config['gate']}, {pixels}")
             ax.set_yticks(range(0, len(weights), 3))
             ax.set_xticks(range(0, weights.shape[1], max(1, weights.shape[1] // 4)))
             ax.grid(False)
@@ -149,6 +149,12 @@ def accuracy_against_cost(ax: Axes, results: Iterable[Result], *, title: str = "
     """Test accuracy over the number of experts that run on an image, a point per run.
 
     Hollow: centred pixels. Half filled: local search ("+").
+
+    Args:
+        ax: where.
+        results: of any gates and baselines.
+        title: of the axes.
+        legend: at the right, outside.
     """
     order = [*_BASELINES, *GATE_COLORS]
     seen = set()
@@ -178,6 +184,21 @@ def accuracy_against_cost(ax: Axes, results: Iterable[Result], *, title: str = "
     ax.set_xticks([], minor=True)
     if legend:
         ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+def accuracy_panels(panels: Mapping[str, Sequence[Result]]) -> Figure:
+    """`accuracy_against_cost` for several sets of Results (title -> Results) side by side, with one legend."""
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.1 * len(panels) + 1.4, 3.6), squeeze=False)
+    handles = {}
+    for ax, (title, results) in zip(axes[0], panels.items(), strict=True):
+        accuracy_against_cost(ax, results, title=title, legend=False)
+        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    hollow = any(result.config["center_pixels"] for results in panels.values() for result in results)
+    note = "hollow: centred pixels" if hollow else None
+    figure.legend(handles.values(), handles, fontsize=8, title=note, title_fontsize=8, loc="outside right center")
+    plt.close(figure)
+    return figure
 
 
 def freezing(ax: Axes, results: Sequence[Result], *, x_norm: float, title: str = "") -> None:

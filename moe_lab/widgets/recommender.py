@@ -51,11 +51,11 @@ class LoadReplay:
         color = gate_color(self._gate[label])
         figure, ax = sheet(9.6, 2.7)
         for place, (task, rows) in enumerate(tasks.items()):
-            self._bars(ax, 0.45 + 3.2 * place, rows[epoch], rows[last], f"{label}: {task}")
+            self._bars(ax, 0.5 + 3.25 * place, rows[epoch], rows[last], f"{label}: {task}")
         n_experts = len(tasks["watch"][last]["load"])
         chart = Chart(
             ax,
-            (7.0, 0.5, 2.4, 1.7),
+            (7.1, 0.5, 2.3, 1.7),
             xlim=(first - 0.5, last + 0.5),
             ylim=(0, n_experts + 0.5),
             xticks=(first, last),
@@ -84,7 +84,8 @@ class LoadReplay:
         for tick in (0, 0.5, 1):
             ax.text(left - 0.05, bottom + tick * height, f"{tick:g}", ha="right", va="center", fontsize=8)
         ax.text(left, bottom + height + 0.08, title, va="bottom", fontsize=10)
-        detail = f"weight per expert, epoch {row['epoch']}: {row['used']} of {len(colors)} in use"
+        ax.text(left - 0.28, bottom + height / 2, "mean weight", ha="right", va="center", rotation=90, fontsize=9)
+        detail = f"epoch {row['epoch']}: {row['used']} of {len(colors)} in use"
         if "saturation" in row:
-            detail += f", {row['saturation']:.0%} hard"
+            detail += f", {row['saturation']:.0%} of paths hard"
         ax.text(left, bottom - 0.24, detail, va="top", fontsize=9)

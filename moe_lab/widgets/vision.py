@@ -66,7 +66,7 @@ class RoutingReplay:
             moment: index into `epochs`; negative counts from the end, too late means the last.
         """
         n_tasks = len(self.task_titles)
-        figure, ax = sheet(9.6, max(1.75 * n_tasks + 0.35, 2.4))
+        figure, ax = sheet(9.6, max(1.75 * n_tasks + 0.5, 2.5))
         height = figure.get_figheight()
         epochs = self.epochs(gate)
         moment = range(len(epochs))[min(moment, len(epochs) - 1)]
@@ -88,7 +88,11 @@ class RoutingReplay:
     def _draw_task(ax: Axes, y: float, row: Mapping[str, Any], image: int, title: str, trees: bool) -> None:
         weights: Sequence[float] = row["weights"][image]
         used = sum(weight > 0 for weight in weights)
-        draw_shares(ax, (2.2, y + 0.1, 2.4, 1.45), weights, title=f"{title}: {used} of {len(weights)} experts")
+        left, bottom, width = 2.2, y + 0.1, 2.4
+        draw_shares(ax, (left, bottom, width, 1.45), weights, title=f"{title}: {used} of {len(weights)} experts")
+        for expert in range(len(weights)):
+            middle = left + (expert + 0.5) * width / len(weights)
+            ax.text(middle, bottom - 0.04, str(expert), ha="center", va="top", fontsize=8)
         if not trees:
             return
         leaves = np.asarray(row["leaves"], dtype=float)

@@ -200,8 +200,9 @@ def test_recorded_copies_are_thin_finished_and_equal_in_their_numbers(tmp_path, 
     monkeypatch.setattr(RecommenderConfig, "profile", classmethod(lambda cls, name, **changes: tiny(**changes)))
     folders = ["--out", str(tmp_path / "out"), "--scratch", str(tmp_path / "runs")]
     record.main(["--what", "recommender", "--gates", "hash", "--seeds", "0", "1", "--commit", "abc", *folders])
-    copies = find_results("comet_recommender", root=tmp_path / "out", watch_weight=0.9)
-    originals = find_results("comet_recommender", root=tmp_path / "runs", watch_weight=0.9)
+    main_runs = {"watch_weight": 0.9, "n_experts": 4}
+    copies = find_results("comet_recommender", root=tmp_path / "out", **main_runs)
+    originals = find_results("comet_recommender", root=tmp_path / "runs", **main_runs)
     assert [copy.seed for copy in copies] == [0, 1]
     assert copies[0].metrics == originals[0].metrics
     assert "histogram" not in copies[0].curves["routing"][0]
