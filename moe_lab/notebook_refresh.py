@@ -1,0 +1,68 @@
+"""Execute committed notebooks in place: `python -m moe_lab.notebook_refresh [NOTEBOOK.ipynb ...]`, for contributors.
+
+From top to bottom in a fresh kernel, with an empty runs folder (nothing is read back from earlier runs) and one thread
+per process, as the tests do it. What changes at every execution without meaning anything (times of cells, widget state,
+paths) is left out of the file, so that a diff shows what really changed. A notebook that fails stays as it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import nbformat
+
+from moe_lab.atomic import atomic_file
+from moe_lab.notebook_catalogue import read_notebook
+from moe_lab.notebook_runner import run_notebook
+from moe_lab.paths import notebooks_dir
+
+_KEPT = ("kernelspec", "language_info")
+
+
+def clean(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Without execution times, widget state and papermill's notes; changes and returns the notebook."""
+    notebook.metadata = nbformat.NotebookNode(
+        {name: notebook.metadata[name] for name in _KEPT if name in notebook.metadata}
+    )
+    for cell in notebook.cells:
+        tags = cell.metadata.get("tags", [])
+        cell.metadata = nbformat.NotebookNode({"tags": tags} if tags else {})
+    return notebook
+
+
+def refresh(path: Path) -> bool:
+    """Execute one notebook and write it back; False (and the reason on stderr) if a cell failed."""
+    names = ("MOE_LAB_RUNS", "OMP_NUM_THREADS")
+    before = {name: os.environ.get(name) for name in names}
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ.update(zip(names, (str(Path(folder) / "runs"), "1"), strict=True))
+        try:
+            outcome = run_notebook(read_notebook(path), {}, Path(folder))
+        finally:
+            for name, value in before.items():
+                os.environ.pop(name) if value is None else os.environ.update({name: value})
+        if outcome.status != "finished":
+            print(f"{path.name}: {outcome.status}, left as it was\n\n{outcome.error}", file=sys.stderr)
+            return False
+        text = nbformat.writes(clean(nbformat.read(outcome.path, as_version=4)))
+    with atomic_file(path) as file:
+        file.write((text.rstrip("\n") + "\n").encode())
+    print(f"{path.name}: executed in {outcome.seconds:.0f} s")
+    return True
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; 0 if all finished."""
+    parser = argparse.ArgumentParser(prog="python -m moe_lab.notebook_refresh", description=__doc__.splitlines()[0])
+    parser.add_argument("notebooks", nargs="*", type=Path, metavar="NOTEBOOK.ipynb", help="default: all, and solutions")
+    paths = parser.parse_args(arguments).notebooks or sorted(notebooks_dir().rglob("[0-9][0-9]_*.ipynb"))
+    return 0 if all([refresh(path.resolve()) for path in paths]) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
