@@ -8,6 +8,12 @@ from tiny_notebooks import code, write_notebook
 
 from moe_lab.notebook_refresh import clean, main
 
+PRINTS = """\
+import os
+from moe_lab.paths import runs_dir
+print(runs_dir().exists(), os.environ["OMP_NUM_THREADS"])
+"""
+
 
 def test_a_notebook_is_executed_in_an_empty_runs_folder_and_has_no_noise(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("MOE_LAB_RUNS", str(tmp_path / "mine"))
@@ -16,9 +22,7 @@ def test_a_notebook_is_executed_in_an_empty_runs_folder_and_has_no_noise(tmp_pat
         "01_good",
         [
             code("seed = 0", "parameters"),
-            code(
-                "import os\nfrom moe_lab.paths import runs_dir\nprint(runs_dir().exists(), os.getenv('OMP_NUM_THREADS'))"
-            ),
+            code(PRINTS),
             code("import ipywidgets\nipywidgets.interact(lambda depth=2: print(depth));", "nbval-ignore-output"),
         ],
     )
