@@ -11,7 +11,11 @@ b draws from the pool with replacement the winner has rank i or worse if all b d
 Without replacement C(N - i + 1, b) / C(N, b) stands in place of the power. The authors resample (neither code nor
 number of resamples is published); 1,000 resamples estimate that same sum with noise (`bootstrap_best`). Either way
 the curve is one of *this pool*: how far another pool of N trials would differ is what the intervals of `budget_ratio`
-and `difference_interval` are about.
+and `difference_interval` are about, and what two pools show when nothing differs is what `null_ratios` is about.
+
+"Times fewer trials" (`times_fewer_trials`) divides the budgets at which two curves reach one loss. Two relatives say
+what it is worth: `race_chance` (exact, for any distribution of losses) and `loss_behind` (ratio -> difference of
+losses).
 
 Trials are drawn by Optuna's RandomSampler (`draw_trials`). Taught in notebook 06.
 """
@@ -19,6 +23,7 @@ Trials are drawn by Optuna's RandomSampler (`draw_trials`). Taught in notebook 0
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -62,17 +67,24 @@ class Pool(NamedTuple):
 
     @classmethod
     def of(cls, valid: Sequence[float], test: Sequence[float]) -> Pool:
-        """From two sequences; a diverged trial (NaN) ranks last.
+        """From two sequences; a diverged trial (NaN) ranks last and counts as bad as the worst that finished.
+
+        Any number instead of NaN is a choice. This one keeps expectations finite and flatters a gate that diverges.
 
         Raises:
-            ValueError: empty, unequal lengths, or a NaN test loss beside a finite validation loss.
+            ValueError: empty, unequal lengths, a NaN test loss beside a finite validation loss, or nothing finished.
         """
         valid, test = np.asarray(valid, float), np.asarray(test, float)
         if valid.shape != test.shape or valid.ndim != 1 or len(valid) == 0:
             raise ValueError(f"need two equally long lists of losses, got shapes {valid.shape} and {test.shape}")
         if np.isnan(test[~np.isnan(valid)]).any():
             raise ValueError("a trial has a validation loss but no test loss")
-        return cls(np.where(np.isnan(valid), np.inf, valid), test)
+        diverged = np.isnan(valid)
+        if diverged.all():
+            raise ValueError(
+                "all trials diverged: there is nothing to choose from; look at the range of learning rates"
+            )
+        return cls(np.where(diverged, np.inf, valid), np.where(diverged, test[~diverged].max(), test))
 
     @property
     def ranked_test(self) -> np.ndarray:
@@ -106,8 +118,11 @@ def top_share(pool: Pool, share: float = 0.05) -> TopShare:
     return TopShare(float(best.mean()), error, n)
 
 
-def rank_probabilities(n: int, budget: int, replacement: bool = True) -> np.ndarray:
-    """(n,) probability that the best of ``budget`` draws from n ranked trials has rank 1, 2, ... n; sums to 1."""
+def rank_probabilities(n: int, budget: float, replacement: bool = True) -> np.ndarray:
+    """(n,) probability that the best of ``budget`` draws from n ranked trials has rank 1, 2, ... n; sums to 1.
+
+    With replacement the budget need not be whole: the power interpolates.
+    """
     if budget < 1 or (budget > n and not replacement):
         raise ValueError(f"budget must be at least 1, and at most {n} without replacement; got {budget}")
     left = np.arange(n, -1, -1, dtype=float)  # trials of rank i or worse, i = 1 .. n + 1
@@ -121,14 +136,32 @@ def rank_probabilities(n: int, budget: int, replacement: bool = True) -> np.ndar
     return tail[:-1] - tail[1:]
 
 
-def expected_best(pool: Pool, budgets: Sequence[int], replacement: bool = True) -> np.ndarray:
+def expected_best(pool: Pool, budgets: Sequence[float], replacement: bool = True) -> np.ndarray:
     """(len(budgets),) exact expected test loss of the trial chosen by validation loss among b draws."""
     ranked = pool.ranked_test
-    curve = []
-    for budget in budgets:
-        probability = rank_probabilities(len(ranked), budget, replacement)
-        curve.append(float(probability[probability > 0] @ ranked[probability > 0]))
-    return np.array(curve)
+    return np.array([float(rank_probabilities(len(ranked), b, replacement) @ ranked) for b in budgets])
+
+
+@lru_cache(maxsize=64)
+def _all_budgets(n: int, largest: int) -> np.ndarray:
+    return np.stack([rank_probabilities(n, budget) for budget in range(1, largest + 1)])
+
+
+def _curve(pool: Pool, largest: int) -> np.ndarray:
+    """`expected_best` for budgets 1 .. largest, quickly: resampling asks for thousands of curves of one size."""
+    return _all_budgets(len(pool.test), largest) @ pool.ranked_test
+
+
+def selection_curves(pool: Pool, largest: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Three losses after 1 .. ``largest`` trials, (largest,) each: only the second is what was promised.
+
+    Returns:
+        Validation loss of the trial with the least validation loss (optimistic: it was chosen for that number), its
+        test loss, and the least test loss (peeking: chosen *and* reported on the test rows).
+    """
+    finished = np.where(np.isfinite(pool.valid), pool.valid, pool.valid[np.isfinite(pool.valid)].max())
+    chosen, honest, peeked = Pool(pool.valid, finished), pool, Pool(pool.test, pool.test)
+    return _curve(chosen, largest), _curve(honest, largest), _curve(peeked, largest)
 
 
 def bootstrap_best(pool: Pool, budgets: Sequence[int], n_resamples: int = 1000, seed: int = 0) -> np.ndarray:
@@ -141,7 +174,7 @@ def bootstrap_best(pool: Pool, budgets: Sequence[int], n_resamples: int = 1000, 
 
 def trials_needed(pool: Pool, target: float, largest: int) -> int | None:
     """Smallest budget up to ``largest`` whose expected test loss is at most ``target``; None if none is."""
-    reached = np.flatnonzero(expected_best(pool, range(1, largest + 1)) <= target)
+    reached = np.flatnonzero(_curve(pool, largest) <= target)
     return int(reached[0]) + 1 if len(reached) else None
 
 
@@ -153,9 +186,65 @@ def times_fewer_trials(gate: Pool, plus: Pool) -> float:
     seen with fewer than 100 trials.
     """
     largest = min(len(gate.test), len(plus.test))
-    target = max(float(expected_best(pool, [largest])[0]) for pool in (gate, plus))
-    needed = [trials_needed(pool, target, largest) for pool in (gate, plus)]
-    return needed[0] / needed[1]
+    curves = [_curve(pool, largest) for pool in (gate, plus)]
+    target = max(curve[-1] for curve in curves)
+    needed = [np.argmax(curve <= target) + 1 for curve in curves]  # argmax: the first that is True
+    return float(needed[0] / needed[1])
+
+
+def loss_behind(gate: Pool, ratio: float) -> float:
+    """The difference of losses that makes ``ratio`` times fewer trials: E[loss | N / ratio] - E[loss | N].
+
+    Exact where the curve of gate+ is the gate's, moved down by a constant. What looks like a large ratio is a small
+    difference wherever the curve is flat.
+
+    Raises:
+        ValueError: ratio below 1 or above N, where the pool knows nothing.
+    """
+    n = len(gate.test)
+    if not 1 <= ratio <= n:
+        raise ValueError(f"a pool of {n} trials knows ratios from 1 to {n}, got {ratio}")
+    return float(np.diff(expected_best(gate, [n, n / ratio]))[0])
+
+
+def race_chance(ratio: float, n: int) -> float:
+    """P(gate+ meets the best loss of n trials of the gate after n / ratio trials or fewer) if nothing differs.
+
+    The n trials of the gate and the first m = floor(n / ratio) of gate+ are n + m draws from one distribution, and the
+    best of them is equally likely to be any of them: m / (n + m), about 1 / (1 + ratio). No assumption on the
+    distribution of losses but that there are no ties.
+    """
+    if ratio <= 0:
+        raise ValueError(f"ratio must be positive, got {ratio}")
+    m = int(n / ratio + 1e-9)
+    return m / (n + m)
+
+
+def null_ratios(*pools: Pool, n_resamples: int = 1000, seed: int = 0) -> np.ndarray:
+    """(n_resamples,) values of `times_fewer_trials` when nothing differs: trials shuffled, dealt into two pools.
+
+    One pool is dealt into two halves (of an odd number one trial is left out): what a gate has ahead of itself. Two
+    pools go into one heap and are dealt into two of their sizes: the permutation distribution. If the names on the
+    trials do not matter, each deal is as likely as the one that happened, see `chance_of`.
+    """
+    if not 1 <= len(pools) <= 2:
+        raise ValueError(f"give one pool, to be halved, or the two that are compared; got {len(pools)}")
+    heap = Pool(*(np.concatenate(column) for column in zip(*pools, strict=True)))
+    first, second = (len(pool.test) for pool in pools) if len(pools) == 2 else [len(heap.test) // 2] * 2
+    if min(first, second) < 1:
+        raise ValueError("one trial cannot be dealt into two pools")
+    rng = np.random.default_rng(seed)
+    ratios = []
+    for _ in range(n_resamples):
+        dealt = rng.permutation(len(heap.test))
+        hands = dealt[:first], dealt[first : first + second]
+        ratios.append(times_fewer_trials(*(Pool(heap.valid[hand], heap.test[hand]) for hand in hands)))
+    return np.array(ratios)
+
+
+def chance_of(ratio: float, null: np.ndarray) -> float:
+    """Share of ``null`` that is at least ``ratio``, which counts as one of them: a p-value, never 0."""
+    return float((1 + (null >= ratio).sum()) / (1 + len(null)))
 
 
 class Interval(NamedTuple):

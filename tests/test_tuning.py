@@ -13,10 +13,15 @@ from moe_lab.tuning import (
     Pool,
     bootstrap_best,
     budget_ratio,
+    chance_of,
     difference_interval,
     draw_trials,
     expected_best,
+    loss_behind,
+    null_ratios,
+    race_chance,
     rank_probabilities,
+    selection_curves,
     times_fewer_trials,
     top_share,
     trials_needed,
@@ -95,6 +100,15 @@ def test_a_diverged_trial_ranks_last_and_does_not_spoil_the_top():
     assert top_share(pool, 0.34).mean == 1.0
 
 
+def test_a_diverged_trial_costs_as_much_as_the_worst_that_finished():
+    pool = Pool.of([math.nan, 0.2, 0.1, 0.15], [math.nan, 2.0, 1.0, 5.0])
+    assert expected_best(pool, [1])[0] == pytest.approx((5 + 2 + 1 + 5) / 4)
+    assert times_fewer_trials(pool, pool) == 1
+    assert np.isfinite(selection_curves(pool, 4)).all()
+    with pytest.raises(ValueError, match="all trials diverged"):
+        Pool.of([math.nan], [math.nan])
+
+
 def test_a_pool_needs_as_many_test_as_validation_losses():
     with pytest.raises(ValueError, match="equally long"):
         Pool.of([1.0], [1.0, 2.0])
@@ -115,6 +129,81 @@ def test_trials_needed_is_the_first_budget_on_the_exact_curve():
     assert trials_needed(pool, 0.25, 10) == 2
     assert trials_needed(pool, 0.24, 10) == 3
     assert trials_needed(pool, -1.0, 10) is None
+
+
+def test_a_ratio_is_the_difference_that_moves_the_curve_so_far():
+    rng = np.random.default_rng(0)
+    losses = rng.exponential(size=40)
+    gate = Pool.of(losses, losses)
+    for ratio in (2, 5, 10):
+        shift = loss_behind(gate, ratio) * (1 + 1e-9)
+        plus = Pool.of(losses - shift, losses - shift)
+        assert times_fewer_trials(gate, plus) == pytest.approx(ratio)
+    assert loss_behind(gate, 1) == 0
+    with pytest.raises(ValueError, match="from 1 to 40"):
+        loss_behind(gate, 41)
+
+
+@pytest.mark.parametrize(("ratio", "n"), [(1, 7), (3, 20), (10, 40), (40, 40), (80, 40)])
+def test_race_chance_counts_whose_trial_is_the_best_of_all(ratio, n):
+    rng = np.random.default_rng(0)
+    m = n // ratio
+    gate, plus = rng.random((20_000, n)), rng.random((20_000, n))
+    won = (plus[:, :m].min(1, initial=2.0) <= gate.min(1)).mean()
+    assert race_chance(ratio, n) == pytest.approx(m / (n + m))
+    assert abs(won - race_chance(ratio, n)) < 4 * math.sqrt(0.25 / 20_000)
+
+
+def test_race_chance_survives_ratios_that_are_no_exact_floats():
+    assert race_chance(40 / 3, 40) == pytest.approx(3 / 43)
+    with pytest.raises(ValueError, match="positive"):
+        race_chance(0, 40)
+
+
+def test_two_curves_in_a_heap_show_no_ratio_on_average_and_one_way_as_often_as_the_other():
+    rng = np.random.default_rng(0)
+    losses = rng.normal(size=60)
+    pool = Pool.of(losses, losses)
+    null = null_ratios(pool, n_resamples=2000)
+    assert null.shape == (2000,)
+    assert 1 / 30 <= null.min() < 1 < null.max() <= 30
+    assert abs((null > 1).mean() - (null < 1).mean()) < 4 / math.sqrt(2000)
+    assert null_ratios(pool, n_resamples=5).tolist() == null_ratios(pool, n_resamples=5).tolist() == null[:5].tolist()
+
+
+def test_shuffling_rejects_a_true_difference_and_rarely_anything_else():
+    rng = np.random.default_rng(1)
+    better, chances = rng.normal(size=30) - 3, []
+    gate = rng.normal(size=30)
+    real = Pool.of(gate, gate), Pool.of(better, better)
+    assert chance_of(times_fewer_trials(*real), null_ratios(*real, n_resamples=500)) < 0.01
+    for _ in range(100):  # nothing differs: a p-value is at most 5 % in about 5 % of studies
+        pools = [Pool.of(losses, losses) for losses in rng.normal(size=(2, 20))]
+        chances.append(chance_of(times_fewer_trials(*pools), null_ratios(*pools, n_resamples=100)))
+    assert np.mean(np.array(chances) <= 0.05) < 0.13
+
+
+def test_pools_keep_their_sizes_when_dealt_again():
+    small, large = Pool.of([0.0, 1.0], [0.0, 1.0]), Pool.of(np.arange(9.0), np.arange(9.0))
+    assert null_ratios(small, large, n_resamples=200).max() <= 2  # at most as many trials as the smaller pool
+    with pytest.raises(ValueError, match="one pool"):
+        null_ratios(small, small, small)
+    with pytest.raises(ValueError, match="one trial"):
+        null_ratios(Pool.of([0.0], [0.0]))
+
+
+def test_chance_of_counts_the_observation_itself():
+    assert chance_of(5.0, np.array([1.0, 2.0, 5.0])) == 2 / 4
+    assert chance_of(9.0, np.array([1.0, 2.0, 5.0])) == 1 / 4
+
+
+def test_only_the_test_loss_of_the_chosen_trial_is_honest():
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=(2, 4000))  # no trial is better than another
+    validation, chosen, least = selection_curves(Pool.of(*noise), 40)
+    assert validation[-1] < -1.9 and least[-1] < -1.9  # the minimum of 40 normals is -2.16 on average
+    assert abs(chosen[-1]) < 0.3
+    assert chosen[0] == pytest.approx(noise[1].mean())
 
 
 def test_intervals_hold_the_value_and_see_a_clear_difference():

@@ -3,6 +3,7 @@
     python -m moe_lab.experiments.record --what recommender --out data/recorded --workers 16 --seeds 0 1 2 3 4
     python -m moe_lab.experiments.record --what vision --out data/recorded --workers 6 --seeds 0 1 2
     python -m moe_lab.experiments.record --what tuning --out data/recorded --workers 16
+    python -m moe_lab.experiments.record --what unlearned --out data/recorded --workers 16
 
 Interrupt it as you like: what is finished is found again, what was running goes on from its checkpoint. Full Results
 and checkpoints live in ``--scratch`` (default: `paths.runs_dir`), thinned copies in ``--out``. The machine needs
@@ -116,6 +117,12 @@ def _plan_tuning(config: Any, root: Path) -> Result:
     return comet_tuning.plan(config, root=root)
 
 
+def _run_unlearned(config: Any, root: Path, n_workers: int) -> Result:
+    from moe_lab.experiments import unlearned_search
+
+    return unlearned_search.run(config, root=root, n_workers=n_workers)
+
+
 RECORDINGS: dict[str, Recording] = {
     "recommender": Recording(
         _recommender_configs,
@@ -136,6 +143,7 @@ RECORDINGS: dict[str, Recording] = {
     "tuning": Recording(
         _tuning_configs, _run_tuning, ("n_trials", "trials", "trial_seconds"), workers_inside=True, prepare=_plan_tuning
     ),
+    "unlearned": Recording(_tuning_configs, _run_unlearned, ("n_trials", "trials"), workers_inside=True),
 }
 
 

@@ -1,0 +1,180 @@
+"""What is left of "+" if nothing is searched? The control of a tuning study.
+
+Local search does two things: as long as the permutation is soft, every expert learns from every row; and the
+permutation is learned. Here the first happens without the second. The permutation's logits get no gradient, so P walks
+through the same temperatures, from nearly uniform to the permutation it was drawn with, which is a random one. Point,
+seed, data, batches and length of the soft phase are those of the same trial in `comet_tuning`: compare trial by trial.
+
+Taught in notebook 06.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from moe_lab.batches import Batches
+from moe_lab.experiments import comet_tuning
+from moe_lab.experiments.comet_recommender import (
+    build_model,
+    final_metrics,
+    load_data,
+    predict,
+    task_metrics,
+    two_task_loss,
+)
+from moe_lab.experiments.comet_tuning import TuningConfig
+from moe_lab.experiments.parallel import in_parallel
+from moe_lab.experiments.recommender_config import RecommenderConfig
+from moe_lab.models import TwoTaskRecommender, recommender_adam
+from moe_lab.results import Result, run_cached
+from moe_lab.runtime import pick_device
+from moe_lab.train import FitConfig, NonFiniteLoss, fit
+
+EXPERIMENT = "comet_unlearned_search"
+TRIAL = "comet_unlearned_trial"
+_EVALUATION_ROWS = 4096
+
+
+def run(config: TuningConfig, *, root: Path | str | None = None, progress: bool = True, n_workers: int = 1) -> Result:
+    """The trials of the study's "+" gates once more, without learning the permutation.
+
+    Returns:
+        A Result with ``curves["trials"]``: gate, trial, drawn values, valid_loss, test_loss, seconds (NaN losses:
+        diverged), for `comet_tuning.pools`. It resumes trial by trial.
+
+    Raises:
+        ValueError: no gate of the study has a "+".
+    """
+    if not any(gate.endswith("+") for gate in config.gates):
+        raise ValueError(f"a control needs a gate with local search, got {', '.join(config.gates)}")
+    return run_cached(EXPERIMENT, config, partial(_run_trials, config, root, progress, n_workers), root=root)
+
+
+def compare(study: Result, control: Result) -> pd.DataFrame:
+    """What "+" changes, and what of it is left without learning; test losses, means over all trials.
+
+    Args:
+        study: of `comet_tuning`.
+        control: the same points without learning.
+
+    Returns:
+        A row per "+" gate. ``without``, ``learned``, ``unlearned``: mean loss of the gate, of gate+, of gate+ with
+        nothing learned (the expected loss after one trial). ``plus``: learned minus without, two independent samples.
+        ``learning``: learned minus unlearned, trial by trial. Both with a standard error. ``left``: share of what "+"
+        gains that is left without learning (of no meaning where "+" gains nothing). ``pairs``: trials that finished in
+        both.
+
+    Raises:
+        ValueError: the control belongs to another study.
+    """
+    if study.config != control.config:
+        raise ValueError("study and control have different configs: their trials are not the same points")
+    losses = pd.concat(
+        [pd.DataFrame(study.curves["trials"]).assign(kind="learned"), pd.DataFrame(control.curves["trials"])]
+    ).fillna({"kind": "unlearned"})
+    table = losses.pivot_table("test_loss", "trial", ["kind", "gate"], dropna=False)
+    rows = {}
+    for name in (gate for gate in control.config["gates"] if gate.endswith("+")):
+        if ("learned", name.removesuffix("+")) not in table:
+            continue
+        without, learned, unlearned = (
+            table[kind, gate].dropna()
+            for kind, gate in (("learned", name.removesuffix("+")), ("learned", name), ("unlearned", name))
+        )
+        paired = (learned - unlearned).dropna()
+        rows[name] = {
+            "without": without.mean(),
+            "learned": learned.mean(),
+            "unlearned": unlearned.mean(),
+            "plus": learned.mean() - without.mean(),
+            "plus_error": float(np.hypot(without.sem(), learned.sem())),
+            "learning": paired.mean(),
+            "learning_error": paired.sem(),
+            "left": (without.mean() - unlearned.mean()) / (without.mean() - learned.mean()),
+            "pairs": len(paired),
+        }
+    return pd.DataFrame(rows).T.rename_axis("gate")
+
+
+def readable(comparison: pd.DataFrame) -> pd.DataFrame:
+    """`compare` as text."""
+    text = pd.DataFrame(index=comparison.index)
+    for name, column in (("without +", "without"), ("+", "learned"), ("+, nothing learned", "unlearned")):
+        text[name] = comparison[column].map("{:.4f}".format)
+    for name, column in (("+ minus without", "plus"), ("learned minus not learned", "learning")):
+        value, error = comparison[column], comparison[f"{column}_error"]
+        text[name] = value.map("{:+.4f}".format) + " ± " + error.map("{:.4f}".format)
+    text["pairs"] = comparison["pairs"].astype(int)
+    return text
+
+
+def run_trial(config: RecommenderConfig, *, root: Path | str | None = None) -> Result:
+    """One training; metrics as in `comet_recommender.run`. The gate must have a "+"."""
+    return run_cached(TRIAL, config, partial(_train_and_test, config), root=root)
+
+
+def stop_learning(model: TwoTaskRecommender) -> None:
+    """Let the permutation (all gates share one) cool and harden as planned, but keep its logits where they are."""
+    model.moe.gates[0].permutation.logits.register_hook(torch.zeros_like)
+
+
+def _train_and_test(config: RecommenderConfig, result: Result) -> dict[str, Any]:
+    device = pick_device(config.device)
+    data = load_data(config)
+    train = Batches(data.train, config.batch_size, shuffle=True, seed=config.seed, device=device, keep_on_device=True)
+    valid = Batches({name: data.valid[name] for name in ("user", "item")}, _EVALUATION_ROWS, device=device)
+    model = build_model(config, data.info["n_users"], data.info["n_items"], len(train)).to(device)
+    stop_learning(model)
+
+    def evaluate(model: TwoTaskRecommender) -> dict[str, float]:
+        logit, rating, _ = predict(model, valid.epoch(0), config.k)
+        return {f"valid_{name}": value for name, value in task_metrics(config, logit, rating, data.valid).items()}
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="local search ended undecided")
+        history = fit(
+            model,
+            train,
+            two_task_loss,
+            optimizer=recommender_adam(model, config.learning_rate),
+            coefficients=config.coefficients(),
+            evaluate=evaluate,
+            config=FitConfig(epochs=config.epochs, patience=config.patience, progress=False),
+            result=result,
+            resume=True,
+        )
+    return {"valid_loss": history.best_value, **final_metrics(config, model, data, device)}
+
+
+def _one_trial(job: tuple[RecommenderConfig, Path | str | None, Mapping[str, Any]]) -> dict[str, Any]:
+    config, root, _ = job
+    try:
+        result = run_trial(config, root=root)
+    except NonFiniteLoss:
+        return {"valid_loss": float("nan"), "test_loss": float("nan")}
+    kept = ("valid_loss", "test_loss", "test_auc", "test_mse")
+    return {**{name: result.metrics[name] for name in kept}, "seconds": round(result.wall_seconds, 2)}
+
+
+def _run_trials(
+    config: TuningConfig, root: Path | str | None, progress: bool, n_workers: int, result: Result
+) -> dict[str, Any]:
+    planned = comet_tuning.plan(config, root=root).curves["plan"]
+    trials = result.curves.setdefault("trials", [])
+    done = {(row["gate"], row["trial"]) for row in trials}
+    todo = [row for row in planned if row["gate"].endswith("+") and (row["gate"], row["trial"]) not in done]
+    todo.sort(key=lambda row: row["trial"])
+    jobs = [(config.trial(row["gate"], row["trial"], row["drawn"]), root, row) for row in todo]
+    for job, losses in in_parallel(_one_trial, jobs, n_workers, label="control", progress=progress):
+        result.log("trials", **job[-1], **losses)
+        result.save()
+    trials.sort(key=lambda row: (config.gates.index(row["gate"]), row["trial"]))
+    return {"trials": len(trials)}

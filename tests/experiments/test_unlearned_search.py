@@ -1,0 +1,87 @@
+"""The control of the tuning study: everything is as in the trial it controls, only nothing is searched."""
+
+import pytest
+
+from moe_lab.experiments import comet_recommender, comet_tuning, unlearned_search
+from moe_lab.experiments.comet_recommender import build_model
+from moe_lab.experiments.comet_tuning import TuningConfig
+from moe_lab.gates.sinkhorn import best_assignment
+from moe_lab.results import Result
+
+CHANGES = {
+    "data_options": {"n_users": 60, "n_items": 40, "items_per_user": 10},
+    "n_experts": 4,
+    "embedding": 4,
+    "hidden": 8,
+    "head": 8,
+    "epochs": 2,
+}
+STUDY = TuningConfig(gates=("hash", "hash+"), n_trials=2, changes=CHANGES)
+TRIAL = STUDY.trial("hash+", 0, {"learning_rate": 0.05, "permutation_epochs": 2.0})
+
+
+def test_with_learning_left_on_it_is_the_recommender_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(unlearned_search, "stop_learning", lambda model: None)
+    control = unlearned_search.run_trial(TRIAL, root=tmp_path)
+    original = comet_recommender.run(TRIAL, root=tmp_path, progress=False)
+    for name in ("valid_loss", "test_loss", "test_auc", "test_mse"):
+        assert control.metrics[name] == original.metrics[name]
+
+
+def test_the_permutation_hardens_to_the_one_it_was_drawn_with(tmp_path, monkeypatch):
+    models = []
+
+    def keep(*arguments):
+        models.append(build_model(*arguments))
+        start.append(best_assignment(models[-1].moe.gates[0].permutation.logits).tolist())
+        return models[-1]
+
+    start = []
+    monkeypatch.setattr(unlearned_search, "build_model", keep)
+    unlearned_search.run_trial(TRIAL, root=tmp_path)
+    permutation = models[0].moe.gates[0].permutation
+    assert not permutation.is_soft
+    assert bool(permutation.hardened)
+    assert permutation.assignment().tolist() == start[0]
+
+
+def test_study_repeats_the_points_of_the_plus_gates_and_is_compared_trial_by_trial(tmp_path):
+    study = comet_tuning.run(STUDY, root=tmp_path, progress=False)
+    control = unlearned_search.run(STUDY, root=tmp_path, progress=False)
+    points = [(row["gate"], row["trial"], row["drawn"]) for row in study.curves["trials"] if row["gate"] == "hash+"]
+    assert [(row["gate"], row["trial"], row["drawn"]) for row in control.curves["trials"]] == points
+    assert list(comet_tuning.pools(control)) == ["hash+"]
+    table = unlearned_search.compare(study, control)
+    differences = [
+        row["test_loss"] - other["test_loss"]
+        for row, other in zip(study.curves["trials"][2:], control.curves["trials"], strict=True)
+    ]
+    assert table["learning"]["hash+"] == pytest.approx(sum(differences) / 2)
+    assert table["pairs"]["hash+"] == 2
+
+
+def by_hand(config, **losses):
+    rows = [{"gate": gate, "trial": i, "test_loss": loss} for gate, of in losses.items() for i, loss in enumerate(of)]
+    return Result(
+        "toy", config, None, curves={"trials": [row | {"gate": row["gate"].replace("_", "+")} for row in rows]}
+    )
+
+
+def test_numbers_by_hand_and_diverged_trials_leave_their_pair():
+    config = {"gates": ["hash", "hash+"]}
+    nan = float("nan")
+    study = by_hand(config, hash=[5.0, 7.0, nan], hash_=[3.0, 5.0, 4.0])
+    table = unlearned_search.compare(study, by_hand(config, hash_=[3.5, nan, 4.0])).loc["hash+"]
+    assert table[["without", "learned", "unlearned", "plus"]].tolist() == [6.0, 4.0, 3.75, -2.0]
+    assert table["plus_error"] == pytest.approx((1 + 1 / 3) ** 0.5)  # variances 2/2 and 1/3
+    assert (table["learning"], table["learning_error"], table["pairs"]) == (-0.25, 0.25, 2)
+    assert table["left"] == 2.25 / 2
+    text = unlearned_search.readable(table.to_frame().T.rename_axis("gate"))
+    assert text["learned minus not learned"]["hash+"] == "-0.2500 ± 0.2500"
+
+
+def test_other_studies_and_studies_without_search_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="not the same points"):
+        unlearned_search.compare(by_hand({"seed": 0}), by_hand({"seed": 1}))
+    with pytest.raises(ValueError, match="a gate with local search"):
+        unlearned_search.run(TuningConfig(gates=("hash", "topk"), n_trials=1, changes=CHANGES), root=tmp_path)
