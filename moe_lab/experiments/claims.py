@@ -60,7 +60,8 @@ def collapse_claims(results: Sequence[Result]) -> list[tuple[str, str, str, str]
         if not runs:
             continue
         used, n_experts = [result.metrics["used_experts"] for result in runs], runs[0].config["n_experts"]
-        measured = f"{gate}: {min(used)} to {max(used)} of {n_experts} experts in use"
+        between = f"{min(used)} to {max(used)}" if min(used) < max(used) else f"{max(used)}"
+        measured = f"{gate}: {between} of {n_experts} experts in use"
         collapsed = max(used) <= n_experts // 2
         verdict = "yes" if collapsed else "sometimes" if min(used) <= n_experts // 2 else "not here"
         rows.append((paper or "(says nothing of COMET's)", measured, on_what(runs), verdict))

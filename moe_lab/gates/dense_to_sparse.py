@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from moe_lab.gates.base import Affine, Gate
-from moe_lab.gates.losses import load_balancing_loss, router_z_loss
+from moe_lab.gates.losses import load_balancing_loss, mean_over_tokens, router_z_loss
 from moe_lab.gates.schedules import TemperatureSchedule
 from moe_lab.routing import Routing
 
@@ -185,7 +185,7 @@ class DenseToSparseGate(Gate):
         if not self.training:
             return {}
         if self.balance == "official":
-            balance = self.n_experts * (weights.mean(0) * mask.to(weights.dtype).mean(0)).sum()
+            balance = self.n_experts * (mean_over_tokens(weights) * mean_over_tokens(mask.to(weights.dtype))).sum()
         else:
             balance = load_balancing_loss(logits.softmax(-1), mask)
         return {"load_balance": balance, "z": router_z_loss(logits)}

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from moe_lab.gates.base import Affine, Gate, uniform_
-from moe_lab.gates.losses import selection_entropy
+from moe_lab.gates.losses import mean_over_tokens, selection_entropy
 from moe_lab.gates.smooth_step import smooth_step
 from moe_lab.routing import Routing
 
@@ -72,7 +72,7 @@ class DSelectKGate(Gate):
         if self.training:
             losses["entropy"] = selection_entropy(r)
             if self.n_experts & (self.n_experts - 1):
-                losses["code_mass"] = (1 / (r.sum(0) + 1e-6)).sum(0).mean()
+                losses["code_mass"] = mean_over_tokens((1 / (r.sum(0) + 1e-6)).sum(0))
         details = {"tree_probabilities": r.movedim(-1, 0), "tree_weights": tree_weights.movedim(-1, 0)}
         return Routing(tree_weights.sum(1).T, losses, details)
 

@@ -11,8 +11,15 @@ from torch import Tensor
 _EPSILON = 1e-6  # inside the logarithm, as in the COMET authors' code: keeps the slope finite where p reaches 0
 
 
+def mean_over_tokens(values: Tensor) -> Tensor:
+    """Mean over the first dimension of (T, ...); 0 where T is 0."""
+    return values.sum(0) / max(values.shape[0], 1)
+
+
 def load_balancing_loss(scores: Tensor, active: Tensor) -> Tensor:
     """E * sum_i f_i P_i (Fedus et al. 2022, eq. 4): exactly 1 at perfect balance, E when one expert gets everything.
+
+    0 for no tokens (as every loss here: an empty batch is no reason for NaN).
 
     Args:
         scores: (T, E) softmax over all experts; P_i is its mean over tokens and carries the gradient.
@@ -20,12 +27,12 @@ def load_balancing_loss(scores: Tensor, active: Tensor) -> Tensor:
     """
     counts = active.sum(0).to(scores.dtype)
     share = counts / counts.sum().clamp(min=1)
-    return scores.shape[-1] * (share * scores.mean(0)).sum()
+    return scores.shape[-1] * (share * mean_over_tokens(scores)).sum()
 
 
 def router_z_loss(logits: Tensor) -> Tensor:
     """Mean of logsumexp(logits)^2 over tokens (Zoph et al. 2022, eq. 5): keeps logits (T, E) from growing."""
-    return torch.logsumexp(logits, -1).square().mean()
+    return mean_over_tokens(torch.logsumexp(logits, -1).square())
 
 
 def selection_entropy(probabilities: Tensor) -> Tensor:

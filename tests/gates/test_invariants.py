@@ -121,7 +121,8 @@ def test_empty_and_single_row_batches_work_forward_and_backward(kind, rows):
     routing = gate(torch.zeros(rows, D))
     assert routing.weights.shape == (rows, 5)
     assert torch.isfinite(routing.load).all() and torch.isfinite(routing.importance).all()
-    routing.weights.sum().backward()
+    assert all(torch.isfinite(loss) and (rows or loss == 0) for loss in routing.losses.values()), routing.losses
+    (routing.weights.sum() + sum(routing.losses.values())).backward()
     assert all(torch.isfinite(p.grad).all() for p in gate.parameters() if p.grad is not None)
 
 
