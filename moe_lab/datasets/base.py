@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-KINDS = ("recommender", "vision", "planted")
+KINDS = ("recommender", "vision", "planted", "text", "sentences", "pairs")
 
 
 class DatasetNotFound(FileNotFoundError):
@@ -35,15 +35,19 @@ class Dataset:
 
     Attributes:
         name: as given to `load`.
-        kind: "recommender", "vision" or "planted".
+        kind: one of `KINDS`.
         train, valid, test: tensors by name, all with the same number of rows N within a split.
 
             recommender: ``user``, ``item`` (N,) int64 counted from 0; ``watched`` (N,) float32, 0 or 1; ``rating`` (N,)
             float32, 0 where there is none; ``has_rating`` (N,) bool, the only thing that says whether there is one.
             vision: ``image`` (N, C, H, W) uint8 or int16; ``labels`` (N, n_tasks) int64.
             planted: ``features`` (N, D) float32, ``target`` (N,) float32, ``cluster`` (N,) int64.
+            text: ``tokens`` (N, S + 1) int64. sentences: ``tokens`` (N, S) int64, padded; ``label`` (N,) int64.
+            pairs: ``source`` and ``target`` (N, S) int64, padded.
             Where the right expert is known by construction there is also ``expert`` (N,) int64.
-        info: facts about the whole set: n_users, n_items, rating_range | n_tasks, n_classes, scale | what was planted.
+        info: facts about the whole set: n_users, n_items, rating_range | n_tasks, n_classes, scale | n_tokens,
+        tokenizer,
+            length | what was planted.
 
     Raises:
         ValueError: an unknown kind; splits with different names; arrays of unequal length in a split.

@@ -26,18 +26,16 @@ def has(file: RemoteFile) -> bool:
     return path.is_file() or (file.is_archive and unpacked_folder(path).is_dir())
 
 
-def compact_file(source: str) -> Path | None:
-    """The .npz that stands for a whole source, if the registry names one and it is in the cache."""
-    compact = SOURCES[source].compact
-    path = compact and data_dir() / compact.path
-    return path if path and path.is_file() else None
+def stand_ins(source: str) -> list[Path]:
+    """The files that stand for a whole source, if the registry names some and all are in the cache; else empty."""
+    paths = [data_dir() / file.path for file in SOURCES[source].instead]
+    return paths if all(path.is_file() for path in paths) else []
 
 
 def is_available(name: str) -> bool:
     """All files that the data set needs are in the cache; always true for embedded data."""
     return all(
-        compact_file(key) is not None or all(has(file) for file in source.files)
-        for key, source in sources_of(name).items()
+        bool(stand_ins(key)) or all(has(file) for file in source.files) for key, source in sources_of(name).items()
     )
 
 

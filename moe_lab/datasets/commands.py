@@ -20,7 +20,9 @@ def list_command() -> int:
     width = max(map(len, DATASETS))
     for name, entry in DATASETS.items():
         size = sum(file.size for source in entry.sources for file in SOURCES[source].files)
-        if not entry.sources:
+        if entry.yours:
+            state = "yours"
+        elif not entry.sources:
             state = "embedded"
         elif cache.is_available(name):
             state = "here"
@@ -40,7 +42,8 @@ def fetch_command(name: str, mirror: str | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     if not sources:
-        print(f"{name} is embedded: nothing to download.")
+        own = name in DATASETS and DATASETS[name].yours
+        print(f"{name}: " + ("bring your own text, path=..." if own else "embedded, nothing to download."))
         return 0
     for source in sources.values():
         size = sum(file.size for file in source.files)

@@ -119,7 +119,7 @@ def fetch(name: str, mirror: str | None = None, folder: Path | None = None, prog
         folder: instead of `moe_lab.paths.data_dir`.
 
     Returns:
-        where the files are. A compact .npz that replaces a source counts, if it is intact.
+        where the files are. Files that stand for a source count, if all are intact.
 
     Raises:
         ValueError: unknown name, with the nearest one.
@@ -128,8 +128,8 @@ def fetch(name: str, mirror: str | None = None, folder: Path | None = None, prog
     folder = folder or data_dir()
     paths = []
     for source in sources_of(name).values():
-        if source.compact and is_intact(folder / source.compact.path, source.compact.checksum):
-            paths.append(folder / source.compact.path)
+        if source.instead and all(is_intact(folder / file.path, file.checksum) for file in source.instead):
+            paths += [folder / file.path for file in source.instead]
             continue
         for file in source.files:
             own = (f"{mirror.rstrip('/')}/{file.path}",) if mirror else ()
@@ -142,10 +142,8 @@ def check(folder: Path | None = None) -> list[FileStatus]:
     folder = folder or data_dir()
     report = []
     for name, source in SOURCES.items():
-        replaced = source.compact is not None and (folder / source.compact.path).is_file()
-        files = [(file, not replaced) for file in source.files]
-        if source.compact:
-            files.append((source.compact, replaced))
+        replaced = bool(source.instead) and all((folder / file.path).is_file() for file in source.instead)
+        files = [(file, not replaced) for file in source.files] + [(file, replaced) for file in source.instead]
         for file, needed in files:
             path = folder / file.path
             if path.is_file():

@@ -14,15 +14,22 @@ from moe_lab.datasets.jester import jester
 from moe_lab.datasets.mnist import multifashion, multimnist
 from moe_lab.datasets.mnist_svhn import mnist_svhn
 from moe_lab.datasets.movielens import ml_1m, ml_100k
+from moe_lab.datasets.pairs import multi30k, planted_pairs
 from moe_lab.datasets.planted_clusters import planted_clusters
 from moe_lab.datasets.planted_recommender import planted_recommender
 from moe_lab.datasets.registry import DATASETS
+from moe_lab.datasets.sentences import planted_judgements, sst2
+from moe_lab.datasets.text import planted_text, text_file, tiny_shakespeare
 
 BUILDERS: dict[str, Callable[..., Dataset]] = {
     "planted-recommender": planted_recommender,
     "planted-clusters": planted_clusters,
     "multidigits": multidigits,
     "digits-mixture": digits_mixture,
+    "planted-text": planted_text,
+    "planted-judgements": planted_judgements,
+    "planted-pairs": planted_pairs,
+    "text-file": text_file,
     "ml-100k": ml_100k,
     "ml-1m": ml_1m,
     "jester": jester,
@@ -30,6 +37,9 @@ BUILDERS: dict[str, Callable[..., Dataset]] = {
     "multimnist": multimnist,
     "multifashion": multifashion,
     "mnist-svhn": mnist_svhn,
+    "tiny-shakespeare": tiny_shakespeare,
+    "sst2": sst2,
+    "multi30k": multi30k,
 }
 
 

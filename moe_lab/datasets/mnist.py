@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from moe_lab.datasets.base import Dataset
-from moe_lab.datasets.cache import compact_file, official_file
+from moe_lab.datasets.cache import official_file, stand_ins
 from moe_lab.datasets.multi_image import Images, multi_image
 
 
@@ -35,9 +35,9 @@ def read_idx(path: Path) -> np.ndarray:
 
 def read_images(source: str) -> tuple[Images, Images]:
     """Training and test images (N, 28, 28) uint8 and labels (N,) of "mnist" or "fashion-mnist", in official order."""
-    compact = compact_file(source)
-    if compact is not None:
-        with np.load(compact) as arrays:
+    compact = stand_ins(source)
+    if compact:
+        with np.load(compact[0]) as arrays:
             return (
                 (arrays["train_images"], arrays["train_labels"]),
                 (arrays["test_images"], arrays["test_labels"]),

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from moe_lab.datasets.base import Dataset
-from moe_lab.datasets.cache import archive_member, compact_file
+from moe_lab.datasets.cache import archive_member, stand_ins
 from moe_lab.datasets.splits import generators
 from moe_lab.datasets.two_task import rated_and_not, sample_negatives, split_rows
 
@@ -48,9 +48,9 @@ def _two_tasks(name: str, ratings: Ratings, n_users: int, n_items: int, seed: in
 
 def ml_100k(seed: int = 0) -> Dataset:
     """100,000 ratings and as many negatives: 157,500 / 22,500 / 20,000 rows."""
-    compact = compact_file("ml-100k")
-    if compact is not None:
-        with np.load(compact) as arrays:
+    compact = stand_ins("ml-100k")
+    if compact:
+        with np.load(compact[0]) as arrays:
             ratings = (arrays["user"].astype(np.int64) - 1, arrays["item"].astype(np.int64) - 1, arrays["rating"])
     else:
         ratings = read_ratings(archive_member("ml-100k", "ml-100k.zip", "u.data"), "\t")

@@ -40,7 +40,9 @@ def render() -> str:
         "|---|---|---|---|",
     ]
     for name, entry in DATASETS.items():
-        needs = ", ".join(f"[{source}](#{source})" for source in entry.sources) or "nothing, it is embedded"
+        needs = ", ".join(f"[{source}](#{source})" for source in entry.sources) or (
+            "your own file" if entry.yours else "nothing, it is embedded"
+        )
         lines.append(f"| `{name}` | {entry.summary} | {entry.used_for} | {needs} |")
     lines.append(DIGITS)
     for key, source in SOURCES.items():
@@ -55,8 +57,7 @@ def render() -> str:
             "|---|---|---|---|",
             *map(_file_row, source.files),
         ]
-        if source.compact:
-            lines.append(_file_row(source.compact))
+        lines += map(_file_row, source.instead)
     return "\n".join(lines) + "\n"
 
 

@@ -39,7 +39,7 @@ class Source:
 
     Attributes:
         files: the official files; all of them are needed.
-        compact: one .npz with the same content, accepted instead.
+        instead: files with the same content that are accepted instead; all of them are needed.
         checksum_from: where the checksums were found.
     """
 
@@ -49,16 +49,22 @@ class Source:
     homepage: str
     files: tuple[RemoteFile, ...]
     checksum_from: str
-    compact: RemoteFile | None = None
+    instead: tuple[RemoteFile, ...] = ()
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A name that `load` knows; ``sources`` is empty for embedded data."""
+    """A name that `load` knows.
+
+    Attributes:
+        sources: what has to be downloaded; empty for embedded data.
+        yours: the reader brings the data; nothing can be fetched.
+    """
 
     summary: str
     used_for: str
     sources: tuple[str, ...] = ()
+    yours: bool = False
 
 
 _IDX = (
@@ -88,13 +94,23 @@ _MOVIELENS_CITATION = (
 )
 _EIGENTASTE = "https://eigentaste.berkeley.edu/dataset/"
 _WAYBACK = "https://web.archive.org/web/20250409222630id_/"
+_RAW = "https://raw.githubusercontent.com/"
 _SVHN = "http://ufldl.stanford.edu/housenumbers/"
+
+
+def _stand_in(path: str, sha256: str, size: int) -> RemoteFile:
+    return RemoteFile(path, (), f"sha256:{sha256}", size)
 
 
 def _jester(part: int, sha256: str, size: int) -> RemoteFile:
     name = f"jester_dataset_1_{part}.zip"
     urls = (f"{_EIGENTASTE}archive/{name}", f"{_EIGENTASTE}{name}", f"{_WAYBACK}{_EIGENTASTE}archive/{name}")
     return RemoteFile(name, urls, f"sha256:{sha256}", size)
+
+
+def _multi30k(name: str, sha256: str, size: int) -> RemoteFile:
+    url = f"{_RAW}multi30k/dataset/master/data/task1/raw/{name}.gz"
+    return RemoteFile(f"multi30k/{name}.gz", (url,), f"sha256:{sha256}", size)
 
 
 SOURCES: dict[str, Source] = {
@@ -112,12 +128,7 @@ SOURCES: dict[str, Source] = {
             ),
         ),
         "GroupLens, ml-100k.zip.md5 beside the archive",
-        RemoteFile(
-            "ml-100k.npz",
-            (),
-            "sha256:20631423c396261b4e05c8c94850edc003a62d4febe7848bb1bb535c46345f17",
-            784_940,
-        ),
+        (_stand_in("ml-100k.npz", "20631423c396261b4e05c8c94850edc003a62d4febe7848bb1bb535c46345f17", 784_940),),
     ),
     "ml-1m": Source(
         "MovieLens 1M",
@@ -190,12 +201,7 @@ SOURCES: dict[str, Source] = {
             (9_912_422, 28_881, 1_648_877, 4_542),
         ),
         "torchvision, torchvision/datasets/mnist.py",
-        RemoteFile(
-            "mnist.npz",
-            (),
-            "sha256:39b9b1ffaa0ba4d8995a616551f0966941fe02a3fe79ba4a9db7373db16d53ad",
-            11_490_559,
-        ),
+        (_stand_in("mnist.npz", "39b9b1ffaa0ba4d8995a616551f0966941fe02a3fe79ba4a9db7373db16d53ad", 11_490_559),),
     ),
     "fashion-mnist": Source(
         "Fashion-MNIST",
@@ -248,6 +254,61 @@ SOURCES: dict[str, Source] = {
         ),
         "torchvision, torchvision/datasets/svhn.py",
     ),
+    "tiny-shakespeare": Source(
+        "Tiny Shakespeare",
+        "A. Karpathy, char-rnn, 2015; the plays are W. Shakespeare's",
+        "public domain text; the repository is MIT",
+        "https://github.com/karpathy/char-rnn",
+        (
+            RemoteFile(
+                "tinyshakespeare.txt",
+                (f"{_RAW}karpathy/char-rnn/master/data/tinyshakespeare/input.txt",),
+                "sha256:86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+                1_115_394,
+            ),
+        ),
+        "computed from the file in the public repository",
+    ),
+    "multi30k": Source(
+        "Multi30k, task 1, English and German",
+        "D. Elliott, S. Frank, K. Sima'an, L. Specia, Multi30K: Multilingual English-German Image Descriptions, "
+        "Workshop on Vision and Language 2016",
+        "CC BY-NC-SA 4.0 (the repository's licence text); captions of Flickr30k, research use",
+        "https://github.com/multi30k/dataset",
+        (
+            _multi30k("train.en", "d79cfa999dd4c51d2cb42499b6796d5a882c3a8a961923c25a898c90f8bbd56f", 568_929),
+            _multi30k("train.de", "726e39b2fa9eb9ffb6dc763fb35a179f80fae06ffc5d28b6ace5faa883de28a6", 637_044),
+            _multi30k("val.en", "14f7d25ddd868909a9213e361768460edcacdd6ab9d1e77b92560dc10c10dc28", 21_650),
+            _multi30k("val.de", "f0cba2f995189cf5770f29a8a9a537a3ad3f51657ad873405082ff6863a5e75a", 24_681),
+            _multi30k(
+                "test_2016_flickr.en", "611d361c6334bc7246101d48097c13cf5c4413c5befc793cc629934359d532d9", 21_077
+            ),
+            _multi30k(
+                "test_2016_flickr.de", "9204244e408ccb38d2a55cfcd344df15005fc42a07a6e55ca6c52b6ababb8cc8", 22_890
+            ),
+        ),
+        "computed from the files in the public repository",
+    ),
+    "sst2": Source(
+        "SST-2, as in GLUE",
+        "R. Socher et al., Recursive Deep Models for Semantic Compositionality Over a Sentiment Treebank, EMNLP 2013; "
+        "A. Wang et al., GLUE, ICLR 2019",
+        "research use (no licence text; the authors' page asks for the citation)",
+        "https://nlp.stanford.edu/sentiment/",
+        (
+            RemoteFile(
+                "SST-2.zip",
+                ("https://dl.fbaipublicfiles.com/glue/data/SST-2.zip",),
+                "md5:9f81648d4199384278b86e315dac217c",
+                7_439_277,
+            ),
+        ),
+        "torchtext, torchtext/datasets/sst2.py",
+        (
+            _stand_in("sst2/train.tsv", "dc4a10637729af71aeb11f573482b10031ba7ffe53159403599d06759e484e30", 3_738_731),
+            _stand_in("sst2/dev.tsv", "84207e6be5873fb18db798cc6faec86871f5a426554650ff64a1c34e87665f6f", 94_414),
+        ),
+    ),
 }
 
 DATASETS: dict[str, Entry] = {
@@ -255,6 +316,12 @@ DATASETS: dict[str, Entry] = {
     "planted-clusters": Entry("clusters in a tree, each with its own target function", "gates, local search"),
     "multidigits": Entry("two overlapping 8 x 8 digits (scikit-learn), one task each", "COMET vision, profile quick"),
     "digits-mixture": Entry("digits (scikit-learn) in two visual domains, domain known", "COMET vision, profile quick"),
+    "planted-text": Entry("four little languages in turn, known which (characters)", "EvoMoE language models, quick"),
+    "planted-judgements": Entry("their sentences, right or wrong", "EvoMoE masked language models, quick"),
+    "planted-pairs": Entry("English phrases into a made-up language", "EvoMoE translation, quick"),
+    "text-file": Entry(
+        "your own text: path=... of a file or a folder", "language models on WikiText, OpenWebText, ...", yours=True
+    ),
     "ml-100k": Entry("MovieLens 100K as watch / rating tasks", "COMET recommender, profile standard", ("ml-100k",)),
     "ml-1m": Entry("MovieLens 1M as watch / rating tasks", "COMET recommender, profile paper", ("ml-1m",)),
     "jester": Entry("Jester 1 as rated / rating tasks", "COMET recommender, profile paper", ("jester",)),
@@ -268,6 +335,11 @@ DATASETS: dict[str, Entry] = {
     "mnist-svhn": Entry(
         "the paper's Digits: MNIST and SVHN, 32 x 32, grey", "COMET vision, profile paper", ("mnist", "svhn")
     ),
+    "tiny-shakespeare": Entry(
+        "1.1 MB of Shakespeare", "EvoMoE language models, profile standard", ("tiny-shakespeare",)
+    ),
+    "sst2": Entry("film reviews, positive or negative", "EvoMoE masked language models, profile standard", ("sst2",)),
+    "multi30k": Entry("image descriptions, English to German", "EvoMoE translation, profile standard", ("multi30k",)),
 }
 
 

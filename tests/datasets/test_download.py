@@ -71,8 +71,8 @@ def remote(path: str, content: bytes, *urls: str) -> RemoteFile:
     return RemoteFile(path, urls, "sha256:" + hashlib.sha256(content).hexdigest(), len(content))
 
 
-def source_of(*files: RemoteFile, compact: RemoteFile | None = None) -> Source:
-    return Source("Tiny", "Nobody, 2024", "none", "http://tiny.example", files, "here", compact)
+def source_of(*files: RemoteFile, instead: tuple[RemoteFile, ...] = ()) -> Source:
+    return Source("Tiny", "Nobody, 2024", "none", "http://tiny.example", files, "here", instead)
 
 
 def zipped(**members: str | bytes) -> bytes:
@@ -246,7 +246,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch, server: Server) -> dict[str, RemoteFil
     content = zipped(**{"ml-100k/u.data": "1\t1\t5\t0\n"})
     files = {"zip": remote("ml-100k.zip", content), "idx": remote("mnist/labels.gz", b"labels")}
     server.files |= {"/m/ml-100k.zip": content, "/m/mnist/labels.gz": b"labels"}
-    monkeypatch.setitem(SOURCES, "ml-100k", source_of(files["zip"], compact=remote("ml-100k.npz", b"compact")))
+    monkeypatch.setitem(SOURCES, "ml-100k", source_of(files["zip"], instead=(remote("ml-100k.npz", b"compact"),)))
     monkeypatch.setitem(SOURCES, "mnist", source_of(files["idx"]))
     return files
 

@@ -15,6 +15,9 @@ EMBEDDED = {
     "planted-clusters": {"n_train": 80, "n_valid": 40, "n_test": 40},
     "multidigits": {"n_train": 50, "n_valid": 20, "n_test": 20},
     "digits-mixture": {"n_train": 50, "n_valid": 20, "n_test": 20},
+    "planted-text": {"n_characters": 3000, "length": 16},
+    "planted-judgements": {"n_train": 50, "n_valid": 20, "n_test": 20},
+    "planted-pairs": {"n_train": 50, "n_valid": 20, "n_test": 20},
 }
 
 
@@ -33,7 +36,7 @@ def test_every_registered_name_has_a_builder():
 
 def test_embedded_data_needs_no_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("MOE_LAB_DATA", str(tmp_path / "nothing"))
-    assert {name for name in names() if available(name)} == set(EMBEDDED)
+    assert {name for name in names() if available(name)} == {*EMBEDDED, "text-file"}
 
 
 @pytest.mark.parametrize("name", EMBEDDED)

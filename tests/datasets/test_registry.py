@@ -8,7 +8,7 @@ from moe_lab.datasets.readme import render
 from moe_lab.datasets.registry import DATASETS, SOURCES, sources_of
 from moe_lab.paths import project_root
 
-FILES = [(name, file) for name, source in SOURCES.items() for file in (*source.files, *filter(None, [source.compact]))]
+FILES = [(name, file) for name, source in SOURCES.items() for file in (*source.files, *source.instead)]
 
 
 def test_the_readme_is_the_registry():
@@ -22,7 +22,7 @@ def test_every_file_can_be_recognised_and_stays_in_the_cache(name, file):
     assert file.size > 0
     assert not file.path.startswith("/") and ".." not in file.path
     assert all(url.startswith(("http://", "https://")) for url in file.urls)
-    assert file.urls or file is SOURCES[name].compact
+    assert file.urls or file in SOURCES[name].instead
 
 
 def test_no_two_files_share_a_place_or_a_checksum():

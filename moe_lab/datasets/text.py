@@ -1,0 +1,113 @@
+"""Corpora for language models: one long text, cut into windows.
+
+    row i of a split = tokens i S .. i S + S of it (S + 1 tokens: inputs are the first S, targets the last S)
+
+so every token but the first is a target once. Splits are contiguous, as in public code for these corpora: the first
+``train_share`` of the text, then half of the rest each for validation and test. A tokenizer sees the training text
+only.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from moe_lab.datasets.base import Dataset
+from moe_lab.datasets.cache import official_file
+from moe_lab.datasets.planted_text import DOMAINS
+from moe_lab.datasets.planted_text import planted_text as make_planted_text
+from moe_lab.datasets.tokens import train_tokenizer
+
+SPLITS = ("train", "valid", "test")
+
+
+def windows(ids: np.ndarray, length: int) -> torch.Tensor:
+    """(N, length + 1) int64 rows of a sequence (n,), N = (n - 1) // length; what does not fill a row is left out.
+
+    Raises:
+        ValueError: the sequence is shorter than one row.
+    """
+    n_rows = (len(ids) - 1) // length
+    if length < 1 or n_rows < 1:
+        raise ValueError(
+            f"{len(ids)} tokens do not fill one window of {length} + 1; take a shorter length or more text"
+        )
+    start = length * np.arange(n_rows)[:, None]
+    return torch.from_numpy(np.asarray(ids, dtype=np.int64)[start + np.arange(length + 1)])
+
+
+def corpus(
+    name: str,
+    text: str,
+    *,
+    length: int,
+    tokenizer: str,
+    n_tokens: int,
+    train_share: float = 0.9,
+    labels: np.ndarray | None = None,
+) -> Dataset:
+    """A text as a data set of kind "text".
+
+    Args:
+        name: of the data set.
+        text: all of it.
+        length: S.
+        tokenizer: "characters" or "bpe".
+        n_tokens: vocabulary of "bpe".
+        train_share: of the text.
+        labels: one number per character (characters only): becomes ``domain``.
+    """
+    if not 0 < train_share < 1:
+        raise ValueError(f"train_share must be between 0 and 1, got {train_share}")
+    if labels is not None and tokenizer != "characters":
+        raise ValueError("labels belong to characters: tokenizer must be 'characters'")
+    first = int(train_share * len(text))
+    second = first + (len(text) - first) // 2
+    ranges = dict(zip(SPLITS, (slice(0, first), slice(first, second), slice(second, None)), strict=True))
+    learned = train_tokenizer(tokenizer, [text[ranges["train"]]], n_tokens)
+    splits = []
+    for part in ranges.values():
+        arrays = {"tokens": windows(np.asarray(learned.encode(text[part])), length)}
+        if labels is not None:
+            arrays["domain"] = windows(labels[part], length)
+        splits.append(arrays)
+    info = {"n_tokens": learned.n_tokens, "tokenizer": learned, "length": length}
+    return Dataset(name, "text", *splits, info=info | ({} if labels is None else {"domains": DOMAINS}))
+
+
+def planted_text(seed: int = 0, *, n_characters: int = 200_000, length: int = 64) -> Dataset:
+    """Four little languages in turn, see `moe_lab.datasets.planted_text`; ``domain`` is the planted expert."""
+    text, domain = make_planted_text(seed, n_characters=n_characters)
+    return corpus(
+        "planted-text", text, length=length, tokenizer="characters", n_tokens=0, train_share=0.8, labels=domain
+    )
+
+
+def tiny_shakespeare(
+    seed: int = 0, *, length: int = 64, tokenizer: str = "characters", n_tokens: int = 2048
+) -> Dataset:
+    """1.1 million characters of Shakespeare; the seed changes nothing, the text is what it is."""
+    text = official_file("tiny-shakespeare", "tinyshakespeare.txt").read_text(encoding="utf-8")
+    return corpus("tiny-shakespeare", text, length=length, tokenizer=tokenizer, n_tokens=n_tokens)
+
+
+def text_file(
+    seed: int = 0, *, path: str = "", length: int = 256, tokenizer: str = "bpe", n_tokens: int = 8192
+) -> Dataset:
+    """Your own text: one UTF-8 file, or a folder whose ``*.txt`` files are read in the order of their names.
+
+    Raises:
+        ValueError: no path, nothing there, or nothing in it.
+    """
+    if not path:
+        raise ValueError("text-file needs path=..., a text file or a folder of .txt files")
+    root = Path(path).expanduser()
+    files = sorted(root.rglob("*.txt")) if root.is_dir() else [root]
+    if not files or not all(file.is_file() for file in files):
+        raise ValueError(f"no text at {root}: give a UTF-8 file, or a folder with .txt files")
+    text = "\n".join(file.read_text(encoding="utf-8") for file in files)
+    if not text.strip():
+        raise ValueError(f"{root} holds no text")
+    return corpus("text-file", text, length=length, tokenizer=tokenizer, n_tokens=n_tokens)
