@@ -8,6 +8,7 @@ run starts in the middle of an epoch and sees the rows that the uninterrupted on
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -82,3 +83,38 @@ class Batches:
     def describe(self) -> dict[str, Any]:
         """What must be equal in a run that resumes another one."""
         return {"rows": self.n_rows, "batch_size": self.batch_size, "shuffle": self.shuffle, "seed": self.seed}
+
+
+class StepBatches(Batches):
+    """Batches of an endless stream of passes, an "epoch" being so many steps: for data of which one pass is long.
+
+    The stream is that of `Batches`, pass after pass; epoch i is its batches i * steps .. (i + 1) * steps - 1.
+
+    Args:
+        steps: batches per epoch.
+        others: see `Batches`.
+    """
+
+    def __init__(self, arrays: Mapping[str, Tensor], batch_size: int, *, steps: int, **options: Any) -> None:
+        super().__init__(arrays, batch_size, **options)
+        if steps < 1:
+            raise ValueError(f"steps must be at least 1, got {steps}")
+        self.steps = steps
+
+    def __len__(self) -> int:
+        """Steps per epoch."""
+        return self.steps
+
+    def epoch(self, index: int, start: int = 0) -> Iterator[dict[str, Tensor]]:
+        """The batches of epoch ``index``, from batch ``start`` on."""
+        done, left = index * self.steps + start, self.steps - start
+        per_pass = super().__len__()
+        while left > 0:
+            a_pass, first = divmod(done, per_pass)
+            taken = min(left, per_pass - first)
+            yield from islice(super().epoch(a_pass, start=first), taken)
+            done, left = done + taken, left - taken
+
+    def describe(self) -> dict[str, Any]:
+        """What must be equal in a run that resumes another one."""
+        return super().describe() | {"steps": self.steps}

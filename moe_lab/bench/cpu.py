@@ -1,4 +1,4 @@
-"""``python -m moe_lab.bench cpu``: training speed of the MovieLens architecture with each gate.
+"""``python -m moe_lab.bench cpu``: training speed of the MovieLens architecture and of a small GPT with each gate.
 
 The comparison to beat: the COMET authors' TensorFlow gates in the same architecture did about 12,000 examples/s with
 COMET and 15,000 with top-k on two idle cores. How ours is faster is written where it happens: experts run only where
@@ -9,9 +9,10 @@ decision (`experts.dropout`), trees level by level (`gates.comet`), fused Adam (
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from moe_lab.bench.language_cases import DENSE, LanguageBench, LanguageStep, language_gates
 from moe_lab.bench.recommender import BATCH, GateStep, TrainingStep, gate_makers, gate_multiply_adds
 from moe_lab.bench.timing import take_turns
 from moe_lab.results import Result
@@ -29,6 +30,7 @@ class CpuBenchConfig:
         rounds, steps: each case gets ``rounds`` turns of ``steps`` timed steps.
         threads: of PyTorch; None: the project's default (`runtime.configure_threads`).
         embedding_updates: "dense" or "lazy", see `models.optim`.
+        language: the GPT of the fourth table, with rounds and steps of its own: a step takes 20 times as long.
     """
 
     k: int = 2
@@ -38,6 +40,7 @@ class CpuBenchConfig:
     steps: int = 8
     threads: int | None = None
     embedding_updates: str = "dense"
+    language: LanguageBench = field(default_factory=LanguageBench)
 
     def __post_init__(self) -> None:
         if self.rounds * self.steps < 2:
@@ -76,6 +79,21 @@ def experts_table(config: CpuBenchConfig) -> list[dict]:
     ]
 
 
+def language_table(config: CpuBenchConfig) -> list[dict]:
+    """Tokens/s of training a small GPT with each gate, and speed and FLOPs as multiples of the dense model's."""
+    language = config.language
+    cases = {name: LanguageStep(make, language) for name, make in language_gates(language).items()}
+    timings = take_turns(cases, rounds=language.rounds, steps=language.steps, warm_up=1)
+    rows = []
+    for name, case in cases.items():
+        row = timings[name].row(language.tokens)
+        row["tokens_per_s"] = row.pop("examples_per_s")
+        row["relative_speed"] = timings[DENSE].median / timings[name].median
+        row["relative_flops"] = case.flops / cases[DENSE].flops
+        rows.append({"gate": name, "experts": case.experts_per_token, **row})
+    return rows
+
+
 def render(rows: Sequence[dict], columns: Iterable[tuple[str, str, str]]) -> str:
     """A table in plain text; ``columns``: (key, heading, format)."""
     columns = list(columns)
@@ -108,6 +126,18 @@ TABLES = {
         experts_table,
         [_GATE, ("k", "k", "d"), _EXPERTS, _SPEED, *_TIME],
     ),
+    "language": (
+        "Training a small GPT: forward, backward, AdamW; speed and FLOPs: dense = 1",
+        language_table,
+        [
+            _GATE,
+            ("experts", "experts/token", ".2f"),
+            ("tokens_per_s", "tokens/s", ",.0f"),
+            ("relative_speed", "speed", ".2f"),
+            ("relative_flops", "FLOPs", ".2f"),
+            *_TIME,
+        ],
+    ),
 }
 
 
@@ -121,6 +151,7 @@ def run(config: CpuBenchConfig, *, root: Path | str | None = None, command: str 
     where = environment()
     print(f"{where['device']}, {where['cpu_count']} cores, {threads} threads, torch {where['torch']}, {command}")
     print(f"MovieLens architecture, batch {config.batch}, k = {config.k}, {config.embedding_updates} embedding updates")
+    print(f"GPT: {config.language}")
     print(
         f"median of {config.rounds} x {config.steps} steps, cases taking turns; q1, q3: quartiles; cpu: all threads\n"
     )
@@ -131,6 +162,8 @@ def run(config: CpuBenchConfig, *, root: Path | str | None = None, command: str 
                 result.log(curve, **row)
             print(f"{title}\n{render(rows, columns)}\n", flush=True)
         speeds = {row["gate"]: row["examples_per_s"] for row in result.curves["training"]}
-        result.finish({f"examples_per_s/{gate}": speed for gate, speed in speeds.items()} | {"command": command})
+        metrics = {f"examples_per_s/{gate}": speed for gate, speed in speeds.items()}
+        metrics |= {f"tokens_per_s/{row['gate']}": row["tokens_per_s"] for row in result.curves["language"]}
+        result.finish(metrics | {"command": command})
     print(f"written to {result.path}")
     return result

@@ -4,6 +4,10 @@
     python -m moe_lab.experiments.record --what vision --out data/recorded --workers 6 --seeds 0 1 2
     python -m moe_lab.experiments.record --what tuning --out data/recorded --workers 16
     python -m moe_lab.experiments.record --what unlearned --out data/recorded --workers 16
+    python -m moe_lab.experiments.record --what language --out data/recorded --workers 16 --seeds 0 1 2
+    python -m moe_lab.experiments.record --what ablations --out data/recorded --workers 16 --seeds 0 1 2
+    python -m moe_lab.experiments.record --what masked --out data/recorded --workers 6 --seeds 0 1 2
+    python -m moe_lab.experiments.record --what translation --out data/recorded --workers 6 --seeds 0 1 2
 
 Interrupt it as you like: what is finished is found again, what was running goes on from its checkpoint. Full Results
 and checkpoints live in ``--scratch`` (default: `paths.runs_dir`), thinned copies in ``--out``. The machine needs
@@ -123,6 +127,65 @@ def _run_unlearned(config: Any, root: Path, n_workers: int) -> Result:
     return unlearned_search.run(config, root=root, n_workers=n_workers)
 
 
+def _language_configs(options: argparse.Namespace) -> list[Any]:
+    """Every gate, seed by seed: what is finished early is a complete comparison of fewer seeds."""
+    from moe_lab.experiments.evomoe_language import LanguageConfig
+    from moe_lab.experiments.mixture_config import GATES
+
+    gates = options.gates or GATES
+    return [LanguageConfig.profile(options.profile, seed=seed, gate=gate) for seed in options.seeds for gate in gates]
+
+
+def _ablation_configs(options: argparse.Namespace) -> list[Any]:
+    """One knob of the dense-to-sparse gate or of the spawn at a time; gates at other numbers of experts."""
+    from moe_lab.experiments.evomoe_language import ABLATIONS, LanguageConfig
+
+    return [
+        LanguageConfig.profile(options.profile, seed=seed, **change) for seed in options.seeds for change in ABLATIONS
+    ]
+
+
+def _run_language(config: Any, root: Path, n_workers: int) -> Result:
+    from moe_lab.experiments import evomoe_language
+
+    return evomoe_language.run(config, root=root, progress=n_workers == 1)
+
+
+def _masked_configs(options: argparse.Namespace) -> list[Any]:
+    from moe_lab.experiments.evomoe_masked import MaskedConfig
+    from moe_lab.experiments.mixture_config import PAPER_GATES
+
+    gates = options.gates or PAPER_GATES
+    configs = [MaskedConfig.profile(options.profile, seed=seed, gate=gate) for seed in options.seeds for gate in gates]
+    return configs + [
+        MaskedConfig.profile(options.profile, seed=s, gate="dense", pretrain=False) for s in options.seeds
+    ]
+
+
+def _run_masked(config: Any, root: Path, n_workers: int) -> Result:
+    from moe_lab.experiments import evomoe_masked
+
+    return evomoe_masked.run(config, root=root, progress=n_workers == 1)
+
+
+def _translation_configs(options: argparse.Namespace) -> list[Any]:
+    from moe_lab.experiments.evomoe_translation import TranslationConfig
+    from moe_lab.experiments.mixture_config import PAPER_GATES
+
+    gates = options.gates or PAPER_GATES
+    return [
+        TranslationConfig.profile(options.profile, seed=seed, gate=gate) for seed in options.seeds for gate in gates
+    ]
+
+
+def _run_translation(config: Any, root: Path, n_workers: int) -> Result:
+    from moe_lab.experiments import evomoe_translation
+
+    return evomoe_translation.run(config, root=root, progress=n_workers == 1)
+
+
+_LANGUAGE_COLUMNS = ("gate", "n_experts", "test_loss", "final_loss", "experts_per_token", "training_flops", "seconds")
+
 RECORDINGS: dict[str, Recording] = {
     "recommender": Recording(
         _recommender_configs,
@@ -144,13 +207,27 @@ RECORDINGS: dict[str, Recording] = {
         _tuning_configs, _run_tuning, ("n_trials", "trials", "trial_seconds"), workers_inside=True, prepare=_plan_tuning
     ),
     "unlearned": Recording(_tuning_configs, _run_unlearned, ("n_trials", "trials"), workers_inside=True),
+    "language": Recording(_language_configs, _run_language, _LANGUAGE_COLUMNS),
+    "ablations": Recording(
+        _ablation_configs,
+        _run_language,
+        (
+            *("noise", "weights_from", "threshold", "tau_end", "soft_share", "shared_share", "mask_ratio"),
+            *_LANGUAGE_COLUMNS,
+        ),
+    ),
+    "masked": Recording(
+        _masked_configs, _run_masked, ("gate", "pretrain", "test_accuracy", "valid_accuracy", "seconds")
+    ),
+    "translation": Recording(_translation_configs, _run_translation, ("gate", "bleu", "test_loss", "exact", "seconds")),
 }
 
 
 def thinned(result: Result, out: Path, commit: str | None = None, most_rows: int = 30) -> Result:
     """A small copy under ``out``: per curve (and task) at most ``most_rows`` rows, floats of curves rounded.
 
-    Trials are kept whole, they are the result; the plan they repeat is not. Routing rows lose their histogram.
+    Trials are kept whole, they are the result; the plan they repeat is not. Routing rows lose their histogram. Of
+    language models only seed 0 keeps the weights of watched tokens.
     """
     from moe_lab.experiments.comet_recommender import rounded
 
@@ -166,7 +243,10 @@ def thinned(result: Result, out: Path, commit: str | None = None, most_rows: int
         ]
         return [rounded({key: value for key, value in row.items() if key != "histogram"}, 5) for row in kept]
 
-    curves = {name: thin(name, rows) for name, rows in result.curves.items() if name != "plan"}
+    dropped = {"plan"}
+    if result.experiment.startswith("evomoe") and result.seed:
+        dropped.add("watched")
+    curves = {name: thin(name, rows) for name, rows in result.curves.items() if name not in dropped}
     about = dict(result.environment)
     if commit is not None and about.get("commit") is None:
         about["commit"] = commit

@@ -11,7 +11,8 @@ No balancing loss: balance is a constraint. The assignment has no gradient; cent
 
 Where we differ: the EvoMoE authors' BASE experts are deep residual stacks with a residual of their own. Here a gate is
 a gate: the same experts and the same single residual connection as for every other gate, so that gates are compared.
-The assignment is exact (Hungarian method, on the CPU), theirs an auction.
+The assignment is exact (Hungarian method, on the CPU), theirs an auction. Its cost grows with the cube of the tokens:
+``group`` assigns so many at a time, as each of their devices does; balance then holds within each group.
 """
 
 from __future__ import annotations
@@ -81,19 +82,33 @@ class BaseLayerGate(Gate):
     Args:
         in_features: D. There is no static form: tokens that are all alike cannot be assigned.
         n_experts: E.
+        group: tokens that are assigned together; None: all of a batch.
         generator: for the initial centroids.
 
     Details: ``scores`` s (T, E).
     """
 
-    def __init__(self, in_features: int, n_experts: int, *, generator: torch.Generator | None = None):
+    def __init__(
+        self,
+        in_features: int,
+        n_experts: int,
+        *,
+        group: int | None = None,
+        generator: torch.Generator | None = None,
+    ):
         super().__init__(n_experts, 1, in_features)
         if in_features is None:
             raise ValueError("a BASE layer is per example: it needs in_features")
+        if group is not None and group < n_experts:
+            raise ValueError(f"group must be at least n_experts = {n_experts}, or None for all tokens; got {group}")
+        self.group = group
         self.centroids = Centroids(in_features, n_experts, generator=generator)
 
     def forward(self, x: Tensor) -> Routing:
         """x (T, D) -> Routing with exactly one expert per row."""
         scores = self.centroids(x)
-        expert = balanced_assignment(scores) if self.training else scores.argmax(-1)
+        expert = self._assigned(scores) if self.training and len(scores) else scores.argmax(-1)
         return Routing(one_expert_weights(scores, expert), {}, {"scores": scores})
+
+    def _assigned(self, scores: Tensor) -> Tensor:
+        return torch.cat([balanced_assignment(some) for some in scores.split(self.group or len(scores))])

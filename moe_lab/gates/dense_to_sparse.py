@@ -142,9 +142,14 @@ class DenseToSparseGate(Gate):
         # Python copies of what ``step`` says: branching on them costs no synchronisation, and a compiled gate is
         # recompiled when the phase changes, not at every step.
         self._n_steps = n_steps
-        hard_from = None if self.hard_after is None else self.shared_steps + self.hard_after
-        is_hard = hard_from is not None and n_steps >= hard_from
-        self.phase = "shared" if n_steps < self.shared_steps else "hard" if is_hard else "soft"
+        self.phase = self.phase_after(n_steps)
+
+    def phase_after(self, n_steps: int) -> str:
+        """ "shared", "soft" or "hard" after so many steps."""
+        if n_steps < self.shared_steps:
+            return "shared"
+        is_hard = self.hard_after is not None and n_steps >= self.shared_steps + self.hard_after
+        return "hard" if is_hard else "soft"
 
     @property
     def temperature(self) -> float:

@@ -8,6 +8,8 @@ shares one arbitrary table and no run can be repeated. Here ``seed`` makes the t
 
 from __future__ import annotations
 
+import heapq
+
 import torch
 from torch import Tensor
 
@@ -40,6 +42,26 @@ class HashGate(Gate):
         else:
             table = torch.randint(n_experts, (n_keys,), generator=generator)
         self.register_buffer("table", table)
+
+    @classmethod
+    def by_frequency(cls, counts: Tensor, n_experts: int) -> HashGate:
+        """Balanced in *tokens*, not in keys: the most frequent key first, each to the expert with the least so far.
+
+        Args:
+            counts: (keys,) how often each key occurs in training, not negative. One key that is more frequent than 1/E
+                still overloads its expert: a hash cannot divide a key.
+            n_experts: E.
+        """
+        counts = torch.as_tensor(counts)
+        if counts.dim() != 1 or bool((counts < 0).any()):
+            raise ValueError(f"counts must be one number per key, not negative; got shape {tuple(counts.shape)}")
+        gate = cls(len(counts), n_experts)
+        load = [(0, 0, expert) for expert in range(n_experts)]  # tokens, keys (for those that never occur), expert
+        for key in counts.argsort(descending=True, stable=True).tolist():
+            tokens, keys, expert = heapq.heappop(load)
+            gate.table[key] = expert
+            heapq.heappush(load, (tokens + counts[key].item(), keys + 1, expert))
+        return gate
 
     def forward(self, keys: Tensor) -> Routing:
         """keys: integer (T,) -> Routing with weights one-hot (T, E). Raises IndexError for a key outside the table."""

@@ -83,6 +83,6 @@ def fingerprint(value: Any) -> str:
 def slug(config: Mapping[str, Any], longest: int = 60) -> str:
     """A file name's readable part: the config's strings in order, then the seed (``quick-comet-ml-100k-seed0``)."""
     words = [value for value in config.values() if isinstance(value, str) and value]
-    words += [f"seed{config['seed']}"] if "seed" in config else []
+    seed = f"-seed{config['seed']}" if "seed" in config else ""  # kept whole where the rest has to be cut
     name = re.sub(r"[^a-z0-9_+]+", "-", "-".join(words).lower()).strip("-")
-    return name[:longest].strip("-") or "run"
+    return (name[: longest - len(seed)].strip("-") + seed).strip("-") or "run"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -9,6 +10,49 @@ from typing import Any
 
 import torch
 from torch import nn
+
+SCHEDULES = ("cosine", "inverse_sqrt", "constant")
+
+
+@dataclass(frozen=True)
+class LearningRate:
+    """The learning rate as a share of the optimiser's own, by the number n of the step, counted from 1.
+
+        warm-up, n <= w:    n / w
+        cosine              f + (1 - f) (1 + cos(pi r)) / 2,   r = (n - w) / (N - w), at most 1
+        inverse_sqrt        sqrt(max(w, 1) / n)                                    (Vaswani et al. 2017)
+        constant            1
+
+    A value without state, as temperature schedules are: a resumed run has the rate of one that was not interrupted.
+
+    Attributes:
+        warmup: w, steps of linear rise; 0: none.
+        steps: N, where the cosine ends.
+        floor: f, what the cosine ends at.
+        kind: cosine, inverse_sqrt or constant.
+    """
+
+    warmup: int = 0
+    steps: int = 1
+    floor: float = 0.1
+    kind: str = "cosine"
+
+    def __post_init__(self) -> None:
+        if self.kind not in SCHEDULES:
+            raise ValueError(f"kind must be one of {', '.join(SCHEDULES)}; got {self.kind!r}")
+        if self.warmup < 0 or self.steps < 1 or not 0 <= self.floor <= 1:
+            raise ValueError(f"need warmup >= 0, steps >= 1 and floor in [0, 1], got {self}")
+
+    def __call__(self, step: int) -> float:
+        """Share for step ``step`` = 1, 2, ..."""
+        if step <= self.warmup:
+            return step / self.warmup
+        if self.kind == "constant":
+            return 1.0
+        if self.kind == "inverse_sqrt":
+            return (max(self.warmup, 1) / step) ** 0.5
+        done = min(1.0, (step - self.warmup) / max(1, self.steps - self.warmup))
+        return self.floor + (1 - self.floor) * (1 + math.cos(math.pi * done)) / 2
 
 
 @dataclass(frozen=True)
@@ -23,6 +67,7 @@ class FitConfig:
             when an epoch takes longer than one is ready to lose.
         max_steps: optimiser steps at most, over the whole run; the epoch in which they end is evaluated as usual.
         progress: show a progress bar.
+        learning_rate: how the optimisers' learning rates change; None: they stay.
     """
 
     epochs: int | None
@@ -31,6 +76,7 @@ class FitConfig:
     checkpoint_every: int = 0
     max_steps: int | None = None
     progress: bool = True
+    learning_rate: LearningRate | None = None
 
     def __post_init__(self) -> None:
         if self.epochs is None and self.max_steps is None:

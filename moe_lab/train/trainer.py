@@ -109,6 +109,7 @@ class Trainer:
         self.meter.record(self.history.steps + 1, terms, total, norm)
         if self.config.clip_norm is not None:
             clip(found, norm, self.config.clip_norm)
+        self._set_learning_rates()
         for optimizer in self.optimizers:
             optimizer.step()
         for module in self._scheduled:
@@ -116,6 +117,13 @@ class Trainer:
         self.history.steps += 1
         self.step_in_epoch += 1
         self._between_steps = True
+
+    def _set_learning_rates(self) -> None:
+        if self.config.learning_rate is None:
+            return
+        share = self.config.learning_rate(self.history.steps + 1)
+        for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
+            group["lr"] = share * group.setdefault("initial_lr", group["lr"])  # as PyTorch's schedulers name it
 
     def _close_epoch(self, interrupts: InterruptLater) -> None:
         began = time.perf_counter()

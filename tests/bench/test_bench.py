@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
-from moe_lab.bench.cpu import CpuBenchConfig, render, run
+from moe_lab.bench.cpu import CpuBenchConfig, language_table, render, run
+from moe_lab.bench.language_cases import DENSE, LanguageBench, LanguageStep, language_gates
 from moe_lab.bench.recommender import BATCH, N_EXPERTS, GateStep, TrainingStep, gate_makers, gate_multiply_adds
 from moe_lab.bench.timing import Timing, take_turns
+from moe_lab.metrics.flops import language_flops, training_flops
+from moe_lab.models.language import TransformerSize
+
+SMALL = TransformerSize(19, 8, layers=2, width=8, heads=2, hidden=16, moe_every=1)
+LANGUAGE = LanguageBench(SMALL, n_experts=4, batch=2, rounds=1, steps=2)
 
 
 def test_every_case_gets_every_turn():
@@ -66,16 +74,72 @@ def test_multiply_adds_are_those_of_the_specification():
 
 
 def test_a_run_prints_its_circumstances_and_keeps_a_result(tmp_path, capsys):
-    config = CpuBenchConfig(ks=(2,), batch=16, rounds=1, steps=2)
+    config = CpuBenchConfig(ks=(2,), batch=16, rounds=1, steps=2, language=LANGUAGE)
     result = run(config, root=tmp_path, command="the command")
     printed = capsys.readouterr().out
     assert "the command" in printed
     assert "torch" in printed
     assert result.finished
-    assert set(result.curves) == {"training", "gates", "experts"}
+    assert set(result.curves) == {"training", "gates", "experts", "language"}
     assert {row["gate"] for row in result.curves["training"]} == set(gate_makers(2))
     assert result.environment["threads"] >= 1
-    assert all(name in printed for name in gate_makers(2))
+    assert {row["gate"] for row in result.curves["language"]} == set(language_gates(LANGUAGE))
+    assert all(name in printed for name in [*gate_makers(2), *language_gates(LANGUAGE)])
+    assert result.metrics["tokens_per_s/switch"] > 0
+    assert "2 of them with 4 experts, 2 x 8 tokens, 1 x 2 steps" in printed
+
+
+def test_experts_per_token_are_what_the_banks_computed():
+    """One expert: as dense. Two: top-2 and GShard. All: softmax, and dense to sparse while soft. Capacity: below 1."""
+    seen = {}
+    for name, make in language_gates(LANGUAGE).items():
+        step = LanguageStep(make, LANGUAGE)
+        step()
+        assert step.tokens == LANGUAGE.tokens == 16
+        seen[name] = step.experts_per_token
+    dropped, soft = seen.pop("switch, capacity 1"), seen.pop("dense to sparse, at the start")
+    assert 0.25 <= dropped < 1  # 4 places each: all tokens at one expert would leave 4 of 16
+    assert 3.5 < soft <= 4  # a rare draw of the noise falls below the threshold
+    expected = dict.fromkeys(language_gates(LANGUAGE).keys() & seen.keys(), 1) | {"topk, k = 2": 2, "gshard": 2}
+    assert seen == expected | {"softmax": 4}
+
+
+def test_a_language_step_counts_its_flops_and_changes_every_parameter_that_learns():
+    dense = training_flops(language_flops(dataclasses.replace(SMALL, moe_every=0)))
+    for name in (DENSE, "hash", "switch", "softmax"):
+        step = LanguageStep(language_gates(LANGUAGE)[name], LANGUAGE)
+        before = {key: p.detach().clone() for key, p in step.model.named_parameters()}
+        step()
+        assert all((p != before[key]).any() for key, p in step.model.named_parameters())
+        extra = {DENSE: 0, "hash": 0, "switch": 2 * 2 * 8 * 4, "softmax": 2 * (2 * 8 * 4 + 3 * 4 * 8 * 16)}[name]
+        assert step.flops == dense + 3 * extra
+
+
+def test_gates_stay_in_the_phase_in_which_they_are_timed():
+    gates = language_gates(LANGUAGE)
+    for name, phase in (("dense to sparse, hard", "hard"), ("dense to sparse, at the start", "soft")):
+        step = LanguageStep(gates[name], LANGUAGE)
+        step()
+        step()
+        assert {mixture.moe.gate.phase for mixture in step.model.body.mixtures} == {phase}
+
+
+def test_the_dense_model_is_the_unit_of_the_language_table():
+    rows = {row["gate"]: row for row in language_table(CpuBenchConfig(language=LANGUAGE))}
+    assert rows[DENSE]["relative_speed"] == rows[DENSE]["relative_flops"] == 1
+    assert rows["hash"]["relative_flops"] == 1 < rows["switch"]["relative_flops"] < rows["gshard"]["relative_flops"]
+    for row in rows.values():
+        assert row["tokens_per_s"] == pytest.approx(16 / (1e-3 * row["ms"]))
+        assert row["relative_speed"] == pytest.approx(rows[DENSE]["ms"] / row["ms"])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"size": dataclasses.replace(SMALL, moe_every=0)}, {"n_experts": 1}, {"rounds": 1, "steps": 1}],
+)
+def test_language_sizes_that_leave_nothing_to_time_are_refused(change):
+    with pytest.raises(ValueError, match=r"no mixture|at least 2 experts|two timed steps"):
+        dataclasses.replace(LANGUAGE, **change)
 
 
 def test_tables_are_aligned():

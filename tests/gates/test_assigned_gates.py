@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_lab.experts import MLPExperts, MoE
-from moe_lab.gates import BaseLayerGate, ExpertChoiceGate, StableGate
+from moe_lab.gates import BaseLayerGate, ExpertChoiceGate, HashGate, StableGate
 from moe_lab.gates.base_layer import balanced_assignment
 
 
@@ -157,3 +157,29 @@ def test_mistakes_are_explained():
         ExpertChoiceGate(5, 4, capacity_factor=5.0)
     with pytest.raises(ValueError, match="stage_one_steps"):
         StableGate(5, 4, 10, stage_one_steps=0)
+
+
+def test_assignment_in_groups_is_balanced_in_each_group_and_equal_to_assigning_the_groups_alone():
+    gate = BaseLayerGate(6, 4, group=10, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(27, 6, generator=torch.Generator().manual_seed(1))
+    expert = gate(x).weights.argmax(-1)
+    scores = gate.centroids(x)
+    for first in (0, 10, 20):
+        part = slice(first, first + 10)
+        assert torch.equal(expert[part], balanced_assignment(scores[part]))
+        counts = torch.bincount(expert[part], minlength=4)
+        assert counts.max() - counts.min() <= 1
+    with pytest.raises(ValueError, match="group must be at least n_experts = 4"):
+        BaseLayerGate(6, 4, group=3)
+
+
+def test_hash_by_frequency_balances_tokens_not_keys():
+    counts = torch.tensor([100, 60, 50, 40, 30, 30, 10, 0, 0, 0, 0])
+    gate = HashGate.by_frequency(counts, 3)
+    load = torch.stack([counts[gate.table == expert].sum() for expert in range(3)])
+    assert load.tolist() == [100, 120, 100]  # by hand: 100 | 60, 30, 30 | 50, 40, 10
+    assert load.sum() == counts.sum()
+    random = torch.stack([counts[HashGate(11, 3, seed=0).table == expert].sum() for expert in range(3)])
+    assert load.max() - load.min() < random.max() - random.min()
+    with pytest.raises(ValueError, match="not negative"):
+        HashGate.by_frequency(torch.tensor([-1, 2]), 2)

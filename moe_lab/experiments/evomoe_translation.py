@@ -1,0 +1,274 @@
+"""Translation with every gate (EvoMoE's machine translation in small: Multi30k English to German).
+
+    loss = mean over target tokens of CE(token), labels smoothed by 0.1, + regularisers of the gates of both sides
+
+An encoder-decoder with one shared vocabulary and mixtures on both sides. Translations are found by beam search and
+scored by sacreBLEU, whose signature is in the Result. The validation loss (not smoothed) chooses the weights; the test
+sentences are translated once.
+
+Where we differ: 29,000 sentence pairs in place of WMT's millions; exact signatures; no capacity for any gate except
+"switch_capacity".
+
+Taught in notebook 11.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from moe_lab.batches import Batches, StepBatches
+from moe_lab.datasets import Dataset, load
+from moe_lab.datasets.tokens import PAD
+from moe_lab.experiments.mixture_config import MixtureConfig
+from moe_lab.experiments.mixture_training import (
+    GateWatch,
+    Probes,
+    evolve,
+    fit_config,
+    gate_factory,
+    make_optimizer,
+    precision,
+    routing_terms,
+    token_counts,
+)
+from moe_lab.metrics.translation import corpus_bleu, detokenised
+from moe_lab.models.generate import beam_search
+from moe_lab.models.language import Translator
+from moe_lab.results import Result, run_cached
+from moe_lab.runtime import pick_device
+from moe_lab.train import evaluating, fit
+
+EXPERIMENT = "evomoe_translation"
+
+_MULTI30K = {
+    "dataset": "multi30k",
+    "n_experts": 4,
+    "layers": 3,
+    "width": 256,
+    "heads": 4,
+    "moe_every": 1,  # six mixtures, as many as the paper's 6 + 6 layers with one in every second
+    "dropout": 0.3,
+    "steps": 2000,
+    "batch_size": 128,
+    "evaluate_every": 200,
+    "learning_rate": 1e-3,
+    "warmup": 0.1,
+    "tau_end": 0.5,  # temperatures of the authors' translation scripts
+    "device": "auto",
+}
+_PROFILES: dict[str, dict[str, Any]] = {
+    "quick": {},
+    "standard": _MULTI30K,
+    "paper": {**_MULTI30K, "steps": 20000, "evaluate_every": 1000, "learning_rate": 5e-4, "warmup": 0.2},
+}
+
+
+@dataclass(frozen=True)
+class TranslationConfig(MixtureConfig):
+    """One translator; fields as in `MixtureConfig`, defaults of profile "quick".
+
+    Attributes:
+        label_smoothing: share of probability spread over the vocabulary in training.
+        beam: hypotheses kept by the search.
+        length_penalty: exponent of the length that scores are divided by.
+        translated: test sentences that are translated; None: all.
+        kept_translations: how many the Result keeps as text.
+    """
+
+    dataset: str = "planted-pairs"
+    n_experts: int = 4
+    moe_every: int = 1
+    width: int = 48
+    heads: int = 4
+    steps: int = 400
+    batch_size: int = 32
+    evaluate_every: int = 50
+    tau_end: float = 0.5
+    label_smoothing: float = 0.1
+    beam: int = 5
+    length_penalty: float = 1.0
+    translated: int | None = None
+    kept_translations: int = 20
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
+        if self.beam < 1:
+            raise ValueError(f"beam must be at least 1, got {self.beam}")
+
+    @classmethod
+    def profile(cls, name: str, **changes: Any) -> TranslationConfig:
+        """The settings of a profile, some of them changed.
+
+        Raises:
+            ValueError: unknown profile or field, with the nearest valid name.
+        """
+        return cls._from_profile(_PROFILES, name, changes)
+
+
+def run(
+    config: TranslationConfig, *, root: Path | str | None = None, recompute: bool = False, progress: bool = True
+) -> Result:
+    """Train a translator and score it, or read the finished Result back.
+
+    Returns:
+        A Result with the curves ``epochs``, ``routing``, ``distances``, ``watched``, and ``translations`` (source,
+        reference, hypothesis). Metrics: bleu and bleu_signature, test_loss (nats per token), test_accuracy (of the next
+        token, the ones before it given), exact (share of sentences translated word for word), parameters,
+        experts_per_token, seconds.
+    """
+    return run_cached(EXPERIMENT, config, partial(_train_and_test, config, progress), root=root, recompute=recompute)
+
+
+def load_pairs(config: TranslationConfig) -> Dataset:
+    """The sentence pairs. ValueError for a data set of another kind."""
+    data = load(config.dataset, seed=config.data_seed, **config.data_options)
+    if data.kind != "pairs":
+        raise ValueError(f"translation needs a data set of kind 'pairs'; {config.dataset!r} has {data.kind!r}")
+    return data
+
+
+def _forward(config: TranslationConfig, model: Translator, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, list]:
+    """Logits (N, V) and targets (N,) of the real target tokens, Routings."""
+    source, target = batch["source"], batch["target"]
+    inputs, targets = target[:, :-1], target[:, 1:]
+    with precision(config, source.device):
+        logits, routings = model(source, source != PAD, inputs, inputs != PAD)
+    real = targets != PAD
+    return logits[real].float(), targets[real], routings
+
+
+def translation_loss(config: TranslationConfig, model: Translator, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The unweighted terms."""
+    logits, targets, routings = _forward(config, model, batch)
+    token = cross_entropy(logits, targets, label_smoothing=config.label_smoothing)
+    return {"token": token} | routing_terms(config, routings)
+
+
+def score_tokens(
+    config: TranslationConfig, model: Translator, batches: Batches, watch: GateWatch | None = None
+) -> dict[str, float]:
+    """Loss and accuracy of the next token."""
+    total = right = count = 0
+    for batch in batches.epoch(0):
+        logits, targets, routings = _forward(config, model, batch)
+        total += float(cross_entropy(logits, targets, reduction="sum"))
+        right += int((logits.argmax(-1) == targets).sum())
+        count += len(targets)
+        if watch is not None:
+            watch.add(routings)
+    return {"loss": total / count, "accuracy": right / count}
+
+
+class _Recorder:
+    def __init__(self, config: TranslationConfig, valid: Batches, result: Result):
+        self.config, self.valid, self.result, self.watch = config, valid, result, GateWatch(config, result)
+
+    def __call__(self, model: Translator) -> dict[str, float]:
+        step = min(self.config.evaluate_every * (len(self.result.curves.get("epochs", [])) + 1), self.config.steps)
+        return self.look(model, step)
+
+    def look(self, model: Translator, step: int) -> dict[str, float]:
+        self.watch.start()
+        with Probes(model) as probes:
+            scores = score_tokens(self.config, model, self.valid, self.watch)
+        return {f"valid_{name}": value for name, value in scores.items()} | self.watch.write(
+            model, probes.in_order(), step=step
+        )
+
+
+def _train_and_test(config: TranslationConfig, progress: bool, result: Result) -> dict[str, Any]:
+    device = pick_device(config.device)
+    data = load_pairs(config)
+    n_tokens, length = data.info["n_tokens"], data.info["length"]
+    columns = {name: {key: split[key] for key in ("source", "target")} for name, split in data.splits.items()}
+    train = StepBatches(
+        columns["train"],
+        config.batch_size,
+        steps=config.evaluate_every,
+        shuffle=True,
+        seed=config.seed,
+        device=device,
+        keep_on_device=True,
+    )
+    valid = Batches(
+        {key: values[: config.valid_rows] for key, values in columns["valid"].items()},
+        128,
+        device=device,
+        keep_on_device=True,
+    )
+    counts = token_counts(torch.cat((data.train["source"], data.train["target"])), n_tokens)
+    model = Translator(
+        config.size(n_tokens, length),
+        make_gate=gate_factory(config, n_tokens, counts),
+        generator=torch.Generator().manual_seed(config.seed),
+    )
+    evolve(model, config)
+    model.to(device)
+    recorder = _Recorder(config, valid, result)
+    if not result.checkpoint_path.exists():
+        result.curves.clear()  # of a process that was killed before its first checkpoint
+        with evaluating(model):
+            recorder.look(model, 0)
+    history = fit(
+        model,
+        train,
+        partial(translation_loss, config),
+        optimizer=make_optimizer(model, config),
+        coefficients=config.coefficients(token=1.0),
+        evaluate=recorder,
+        config=fit_config(config, schedule="inverse_sqrt", progress=progress),
+        result=result,
+        resume=True,
+    )
+    test = {key: values[: config.translated] for key, values in columns["test"].items()}
+    with evaluating(model):
+        found = score_tokens(config, model, Batches(test, 128, device=device))
+        hypotheses = translate(config, model, test["source"], data)
+    references = data.info["references"]["test"][: config.translated]
+    sources = data.info["sources"]["test"][: config.translated]
+    bleu, signature = corpus_bleu(hypotheses, references)
+    result.curves.pop("main_expert", None)
+    result.curves["translations"] = [
+        {"source": source, "reference": reference, "hypothesis": hypothesis}
+        for source, reference, hypothesis in list(zip(sources, references, hypotheses, strict=True))[
+            : config.kept_translations
+        ]
+    ]
+    trained = [row.get("train_experts", 1.0) for row in history.rows]
+    return {
+        "bleu": bleu,
+        "bleu_signature": signature,
+        "test_loss": found["loss"],
+        "test_accuracy": found["accuracy"],
+        "exact": sum(h == r for h, r in zip(hypotheses, references, strict=True)) / len(references),
+        "best_loss": history.best_value,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "experts_per_token": sum(trained) / len(trained),
+        "seconds": sum(row["seconds"] for row in history.rows),
+    }
+
+
+def translate(config: TranslationConfig, model: Translator, source: Tensor, data: Dataset) -> list[str]:
+    """Translations of token ids (N, M) as text, 64 sentences at a time."""
+    device = next(model.parameters()).device
+    found: list[str] = []
+    for some in source.split(64):
+        with precision(config, device):
+            rows = beam_search(
+                model,
+                some.to(device),
+                beam=config.beam,
+                max_length=data.info["length"] - 1,
+                length_penalty=config.length_penalty,
+            )
+        found += detokenised(rows.cpu(), data.info["tokenizer"])
+    return found
