@@ -67,10 +67,10 @@ class LanguageBench:
             raise ValueError("quartiles need at least two timed steps: raise rounds or steps")
 
     def __str__(self) -> str:
-        size = self.size
+        size, mixtures = self.size, self.size.layers // self.size.moe_every
         return (
-            f"{size.layers} layers of width {size.width}, hidden {size.feed_forward}, {size.layers // size.moe_every} of "
-            f"them with {self.n_experts} experts, {self.batch} x {size.length} tokens, {self.rounds} x {self.steps} steps"
+            f"{size.layers} layers of width {size.width}, hidden {size.feed_forward}, {mixtures} of them with "
+            f"{self.n_experts} experts, {self.batch} x {size.length} tokens, {self.rounds} x {self.steps} steps"
         )
 
     @property

@@ -55,11 +55,11 @@ _MULTI30K = {
     "heads": 4,
     "moe_every": 1,  # six mixtures, as many as the paper's 6 + 6 layers with one in every second
     "dropout": 0.3,
-    "steps": 2000,
-    "batch_size": 128,
-    "evaluate_every": 200,
-    "learning_rate": 1e-3,
-    "warmup": 0.1,
+    "steps": 800,
+    "batch_size": 512,
+    "evaluate_every": 100,
+    "learning_rate": 1.5e-3,
+    "warmup": 0.25,
     "tau_end": 0.5,  # temperatures of the authors' translation scripts
     "device": "auto",
 }

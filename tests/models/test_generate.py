@@ -18,7 +18,7 @@ SPECIAL_FOR_SAMPLING = (PAD, START, MASK, UNKNOWN)
 
 
 def sharpened(model, seed):
-    """Random weights of a size at which position and attention matter; the tied output layer alone would repeat the last token."""
+    """Random weights, large where position and attention work: the tied output layer alone repeats the last token."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         model.embedding.token.weight.normal_(0.0, 0.7, generator=generator)
@@ -70,13 +70,23 @@ def test_temperature_zero_is_a_loop_of_argmax_over_the_last_window():
     model, prompt = gpt().eval(), prompts()
     expected = prompt
     with torch.no_grad():
-        for _ in range(14):  # 4 + 14 tokens: the window of 10 moves
+        for _ in range(14):  # the window of 10 moves
             logits = model(expected[:, -S:])[0][:, -1]
             logits[:, list(SPECIAL_FOR_SAMPLING)] = -math.inf
             expected = torch.cat((expected, logits.argmax(-1, keepdim=True)), 1)
     drawn = sample(model, prompt, 14, temperature=0)
     assert torch.equal(drawn, expected) and torch.equal(drawn[:, :4], prompt)
-    assert len(set(drawn.flatten().tolist())) > 3
+    assert len(drawn[:, 4:].unique()) > 3
+
+
+def test_what_is_before_the_last_window_is_not_read():
+    model, prompt = gpt(), prompts(50, S + 3)
+    new = sample(model, prompt, 6, generator=seeded())[:, -6:]
+    assert torch.equal(sample(model, prompt[:, -S:], 6, generator=seeded())[:, -6:], new)
+    for place, is_equal in ((slice(0, 3), True), (slice(3, 8), False)):
+        changed = prompt.clone()
+        changed[:, place] = 5 + (changed[:, place] - 4) % (V - 5)
+        assert torch.equal(sample(model, changed, 6, generator=seeded())[:, -6:], new) == is_equal
 
 
 @pytest.mark.parametrize("options", [{"temperature": 1e-30}, {"top_k": 1}])
@@ -236,12 +246,12 @@ class Markov(nn.Module):
     def __init__(self, table):
         super().__init__()
         self.size = TransformerSize(len(table), S)
-        self.log_p = torch.tensor(table).log()
+        self.log_p = torch.tensor(table, dtype=torch.float32).log()
         self.embedding = Logits(self.log_p)
-        self.asked = 0
+        self.asked = []
 
     def encode(self, source, seen):
-        self.asked += 1
+        self.asked.append(seen)
         return torch.zeros(*source.shape, 1), []
 
     def decoder(self, x, *others):
@@ -261,23 +271,21 @@ class Logits(nn.Module):
 
 
 A, B, C = 3, 4, 5
-NEVER = [0.0, 0.0, 1.0, 0.0, 0.0, 0.0]
+NEVER = [0, 0, 1, 0, 0, 0]
 
 
 def table(**rows):
-    """Rows "start", "a", "b", "c": probabilities of </s>, a, b, c."""
+    """After <s>, a, b, c: the probabilities of </s>, a, b, c."""
     after = {START: rows["start"], A: rows["a"], B: rows["b"], C: rows["c"]}
-    return [[0.0, 0.0, *after[i]] if i in after else NEVER for i in range(6)]
+    return [[0, 0, *after[i]] if i in after else NEVER for i in range(6)]
 
 
 SOMETHING = torch.tensor([[A, END]])
 
 
 def test_two_beams_see_behind_the_better_first_word():
-    # Greedy: a </s> = 0.6 * 0.5 = 0.30.   Better: b </s> = 0.4 * 1.0 = 0.40.
-    model = Markov(
-        table(start=[0.0, 0.6, 0.4, 0.0], a=[0.5, 0.3, 0.2, 0.0], b=[1.0, 0.0, 0.0, 0.0], c=[1.0, 0.0, 0.0, 0.0])
-    )
+    # Greedy: a </s> = 0.6 * 0.5 = 0.3.   Better: b </s> = 0.4 * 1.
+    model = Markov(table(start=[0, 0.6, 0.4, 0], a=[0.5, 0.3, 0.2, 0], b=[1, 0, 0, 0], c=[1, 0, 0, 0]))
     options = {"max_length": 6, "length_penalty": 0.0}
     assert beam_search(model, SOMETHING, beam=1, **options).tolist() == [[A, END]]
     assert beam_search(model, SOMETHING, beam=2, **options).tolist() == [[B, END]]
@@ -285,9 +293,7 @@ def test_two_beams_see_behind_the_better_first_word():
 
 def test_the_length_penalty_decides_between_short_and_long():
     # </s>: log 0.4 = -0.92.   a b </s>: log(0.6 * 0.6) = -1.02, per token -0.34.
-    model = Markov(
-        table(start=[0.4, 0.6, 0.0, 0.0], a=[0.0, 0.0, 0.6, 0.4], b=[1.0, 0.0, 0.0, 0.0], c=[0.5, 0.5, 0.0, 0.0])
-    )
+    model = Markov(table(start=[0.4, 0.6, 0, 0], a=[0, 0, 0.6, 0.4], b=[1, 0, 0, 0], c=[0.5, 0.5, 0, 0]))
     assert beam_search(model, SOMETHING, beam=2, max_length=6, length_penalty=0.0).tolist() == [[END]]
     assert beam_search(model, SOMETHING, beam=2, max_length=6, length_penalty=1.0).tolist() == [[A, B, END]]
     # -0.92 = -1.02 / 3^alpha at alpha = log(1.02 / 0.92) / log 3 = 0.0992
@@ -296,11 +302,16 @@ def test_the_length_penalty_decides_between_short_and_long():
     assert beam_search(model, SOMETHING, beam=2, max_length=6, length_penalty=edge + 0.01).tolist() == [[A, B, END]]
 
 
+def test_a_sentence_is_decided_when_as_many_hypotheses_as_beams_have_finished():
+    # </s>: log 0.6 = -0.51.   a b </s>: log 0.4 = -0.92, per token -0.31: better, but one beam has ended by then.
+    model = Markov(table(start=[0.6, 0.4, 0, 0], a=[0, 0, 1, 0], b=[1, 0, 0, 0], c=[1, 0, 0, 0]))
+    assert beam_search(model, SOMETHING, beam=1, max_length=6).tolist() == [[END]]
+    assert beam_search(model, SOMETHING, beam=2, max_length=6).tolist() == [[A, B, END]]
+
+
 def test_a_finished_hypothesis_is_kept_although_prefixes_of_higher_probability_follow():
     # </s> = 0.3 finishes first; a a a ... = 0.7 * 0.9 * 0.9 ... stays above it for long, but its endings are below.
-    model = Markov(
-        table(start=[0.3, 0.7, 0.0, 0.0], a=[0.1, 0.9, 0.0, 0.0], b=[1.0, 0.0, 0.0, 0.0], c=[1.0, 0.0, 0.0, 0.0])
-    )
+    model = Markov(table(start=[0.3, 0.7, 0, 0], a=[0.1, 0.9, 0, 0], b=[1, 0, 0, 0], c=[1, 0, 0, 0]))
     for beam in (2, 4, 20):
         assert beam_search(model, SOMETHING, beam=beam, max_length=8, length_penalty=0.0).tolist() == [[END]]
     assert beam_search(model, SOMETHING, beam=1, max_length=8).tolist() == [[A] * 8]
@@ -308,19 +319,18 @@ def test_a_finished_hypothesis_is_kept_although_prefixes_of_higher_probability_f
 
 def test_what_never_ends_is_cut_off_only_where_nothing_ended():
     # From a the text goes round and round; from b it ends, though that is less probable.
-    rows = {"a": [0.0, 1.0, 0.0, 0.0], "b": [1.0, 0.0, 0.0, 0.0], "c": [1.0, 0.0, 0.0, 0.0]}
-    endless = Markov(table(start=[0.0, 0.9, 0.1, 0.0], **rows))
+    rows = {"a": [0, 1, 0, 0], "b": [1, 0, 0, 0], "c": [1, 0, 0, 0]}
+    endless = Markov(table(start=[0, 0.9, 0.1, 0], **rows))
     assert beam_search(endless, SOMETHING, beam=1, max_length=4).tolist() == [[A, A, A, A]]
     assert beam_search(endless, SOMETHING, beam=2, max_length=4).tolist() == [[B, END]]
     assert beam_search(endless, SOMETHING, beam=2, max_length=1).tolist() == [[A]]
 
 
 def test_the_encoder_runs_once_and_sees_the_real_tokens_only():
-    model = Markov(
-        table(start=[0.1, 0.3, 0.3, 0.3], a=[0.1, 0.3, 0.3, 0.3], b=[0.1, 0.3, 0.3, 0.3], c=[0.1, 0.3, 0.3, 0.3])
-    )
-    beam_search(model, sources(vocabulary=6), beam=3, max_length=7)
-    assert model.asked == 1
+    model = Markov(table(**{row: [0.1, 0.3, 0.3, 0.3] for row in ("start", "a", "b", "c")}))
+    source = sources(vocabulary=6)
+    beam_search(model, source, beam=3, max_length=7)
+    assert len(model.asked) == 1 and torch.equal(model.asked[0], source != PAD)
 
 
 def test_translating_is_deterministic_without_dropout_and_leaves_the_modes_alone():
