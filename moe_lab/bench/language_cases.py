@@ -36,7 +36,6 @@ from moe_lab.routing import sum_losses
 DENSE = "dense"
 COEFFICIENT = 0.01  # of every term that a gate adds to the loss
 _MANY_STEPS = 1000  # of schedules, which the benchmark never advances
-_GROUP = 512  # tokens that a BASE layer assigns at a time, as in the experiments
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ def language_gates(config: LanguageBench) -> dict[str, Callable[[], Gate] | None
         "switch, capacity 1": lambda: SwitchGate(d, n, capacity_factor=1.0),
         "topk, k = 1": lambda: TopKGate(d, n, 1, renormalise=False),
         "stable": lambda: StableGate(d, n, v, stage_one_steps=_MANY_STEPS),
-        "base layer": lambda: BaseLayerGate(d, n, group=max(_GROUP, n)),
+        "base layer": lambda: BaseLayerGate(d, n),
         "expert choice": lambda: ExpertChoiceGate(d, n),
         "dense to sparse, hard": lambda: DenseToSparseGate(d, n, schedule, hard_after=0),
         "topk, k = 2": lambda: TopKGate(d, n, 2),

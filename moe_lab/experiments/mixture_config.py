@@ -245,7 +245,7 @@ def make_gate(config: MixtureConfig, index: int, n_tokens: int, counts: Tensor |
             width, n_experts, capacity_factor=config.capacity_factor, generator=generator
         ),
         "gshard": lambda: GShardGate(width, n_experts, generator=generator),
-        "base": lambda: BaseLayerGate(width, n_experts, group=max(512, n_experts), generator=generator),
+        "base": lambda: BaseLayerGate(width, n_experts, generator=generator),
         "hash": lambda: HashGate(n_tokens, n_experts, seed=1000 * config.seed + index),
         "hash_balanced": lambda: HashGate.by_frequency(counts, n_experts),
         "stable": lambda: StableGate(

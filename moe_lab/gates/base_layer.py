@@ -11,45 +11,93 @@ No balancing loss: balance is a constraint. The assignment has no gradient; cent
 
 Where we differ: the EvoMoE authors' BASE experts are deep residual stacks with a residual of their own. Here a gate is
 a gate: the same experts and the same single residual connection as for every other gate, so that gates are compared.
-The assignment is exact (Hungarian method, on the CPU), theirs an auction. Its cost grows with the cube of the tokens:
-``group`` assigns so many at a time, as each of their devices does; balance then holds within each group.
+The assignment is exact (shortest augmenting paths between experts, on the CPU), theirs an auction.
 """
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from moe_lab.gates.base import Gate
 from moe_lab.routing import Routing
-
-_FORBIDDEN = 1e9
 
 
 @torch.no_grad()
 def balanced_assignment(scores: Tensor) -> Tensor:
     """The assignment with the largest total score among those that are balanced.
 
+    Shortest augmenting paths between *experts*, from the greedy choice: only tokens too many at an expert move, along
+    the chain of experts that costs least. O(moved tokens x (E^3 + T)); the Hungarian method on T x T takes O(T^3).
+
     Args:
         scores: (T, E).
 
     Returns:
         (T,) int64; every expert gets floor(T/E) or ceil(T/E) tokens.
+
+    Raises:
+        ValueError: a score is not finite: no assignment is best then.
     """
     n_tokens, n_experts = scores.shape
-    places = math.ceil(n_tokens / n_experts)
-    profit = np.repeat(scores.detach().cpu().double().numpy(), places, axis=1)
-    missing = places * n_experts - n_tokens  # below E: one expert leaves at most one of its places empty
-    if missing:
-        empty = np.full((missing, profit.shape[1]), -_FORBIDDEN)
-        empty[:, ::places] = 0.0
-        profit = np.vstack((profit, empty))
-    _, place = linear_sum_assignment(profit, maximize=True)
-    return torch.from_numpy(place[:n_tokens] // places).to(scores.device)
+    s = scores.detach().cpu().double().numpy()
+    if not np.isfinite(s).all():
+        raise ValueError("BASE: scores must be finite; the tokens, or the centroids, hold NaN or infinity")
+    fair, free = divmod(n_tokens, n_experts)  # ``free`` experts may take one token more
+    chosen = s.argmax(1)
+    surplus = np.bincount(chosen, minlength=n_experts) - fair
+    # cost[a, b]: least loss of score by moving one token from a to b; node E stands for the places beyond the fair
+    # share.
+    cost = np.full((n_experts + 1, n_experts + 1), np.inf)
+    mover = np.zeros((n_experts, n_experts), dtype=np.int64)
+    has_extra = np.zeros(n_experts, dtype=bool)
+
+    def refresh(expert: int) -> None:
+        members = np.flatnonzero(chosen == expert)
+        cost[expert, :n_experts] = np.inf
+        if len(members):
+            loss = s[members, expert, None] - s[members]
+            best = loss.argmin(0)
+            mover[expert], cost[expert, :n_experts] = members[best], loss[best, np.arange(n_experts)]
+            cost[expert, expert] = np.inf
+
+    for expert in range(n_experts):
+        refresh(expert)
+    while (surplus > 0).any():
+        cost[:n_experts, -1] = np.where(has_extra, np.inf, 0.0)
+        cost[-1, :n_experts] = np.where(has_extra, 0.0, np.inf)
+        distance = np.append(np.where(surplus > 0, 0.0, np.inf), np.inf)
+        before = np.full(n_experts + 1, -1)
+        for _ in range(n_experts + 1):  # Bellman and Ford: costs of moving back are negative
+            through = distance[:, None] + cost
+            via = through.argmin(0)
+            shortest = through[via, np.arange(n_experts + 1)]
+            shorter = shortest < distance - 1e-12
+            if not shorter.any():
+                break
+            distance, before = np.where(shorter, shortest, distance), np.where(shorter, via, before)
+        node = int(np.where(np.append(surplus < 0, free > 0), distance, np.inf).argmin())
+        if node == n_experts:
+            free -= 1
+        else:
+            surplus[node] += 1
+        moves = []
+        while before[node] >= 0:
+            source = int(before[node])
+            if node == n_experts:
+                has_extra[source] = True
+            elif source == n_experts:
+                has_extra[node] = False
+            else:
+                moves.append((mover[source, node], source, node))
+            node = source
+        surplus[node] -= 1
+        for token, _, target in moves:
+            chosen[token] = target
+        for expert in {expert for move in moves for expert in move[1:]}:
+            refresh(expert)
+    return torch.from_numpy(chosen).to(scores.device)
 
 
 class Centroids(nn.Module):
@@ -82,7 +130,6 @@ class BaseLayerGate(Gate):
     Args:
         in_features: D. There is no static form: tokens that are all alike cannot be assigned.
         n_experts: E.
-        group: tokens that are assigned together; None: all of a batch.
         generator: for the initial centroids.
 
     Details: ``scores`` s (T, E).
@@ -93,22 +140,15 @@ class BaseLayerGate(Gate):
         in_features: int,
         n_experts: int,
         *,
-        group: int | None = None,
         generator: torch.Generator | None = None,
     ):
         super().__init__(n_experts, 1, in_features)
         if in_features is None:
             raise ValueError("a BASE layer is per example: it needs in_features")
-        if group is not None and group < n_experts:
-            raise ValueError(f"group must be at least n_experts = {n_experts}, or None for all tokens; got {group}")
-        self.group = group
         self.centroids = Centroids(in_features, n_experts, generator=generator)
 
     def forward(self, x: Tensor) -> Routing:
         """x (T, D) -> Routing with exactly one expert per row."""
         scores = self.centroids(x)
-        expert = self._assigned(scores) if self.training and len(scores) else scores.argmax(-1)
+        expert = balanced_assignment(scores) if self.training and len(scores) else scores.argmax(-1)
         return Routing(one_expert_weights(scores, expert), {}, {"scores": scores})
-
-    def _assigned(self, scores: Tensor) -> Tensor:
-        return torch.cat([balanced_assignment(some) for some in scores.split(self.group or len(scores))])
