@@ -7,6 +7,7 @@ run starts in the middle of an epoch and sees the rows that the uninterrupted on
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
@@ -14,6 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+
+
+def _checksum(array: Tensor, most_rows: int = 4096) -> int:
+    """CRC-32 of evenly spaced rows: tells data sets of one shape apart, without reading gigabytes."""
+    rows = array[:: max(1, len(array) // most_rows)].detach().cpu().contiguous()
+    return zlib.crc32(rows.view(torch.uint8).numpy() if rows.dim() else b"")
 
 
 class Batches:
@@ -82,7 +89,13 @@ class Batches:
 
     def describe(self) -> dict[str, Any]:
         """What must be equal in a run that resumes another one."""
-        return {"rows": self.n_rows, "batch_size": self.batch_size, "shuffle": self.shuffle, "seed": self.seed}
+        return {
+            "rows": self.n_rows,
+            "batch_size": self.batch_size,
+            "shuffle": self.shuffle,
+            "seed": self.seed,
+            "content": {name: _checksum(array) for name, array in self.arrays.items()},
+        }
 
 
 class StepBatches(Batches):

@@ -3,11 +3,13 @@
 Everything is read from the notebooks, nothing is listed twice: the number from the file name, title and summary from
 the first markdown cell, the paper's table or figure from a line "Reproduces: ...", parameters from the cell tagged
 `parameters`. There each default is a plain literal, and its type is the parameter's type. A comment gives the meaning;
-a comment that starts with alternatives, one of which is the default, gives the allowed values:
+a comment that starts with alternatives, one of which is the default, or with a bound, gives the allowed values:
 
     profile = "quick"  # quick | standard | paper
     gate = "comet"     # softmax | topk | comet: which gate decides
-    seed = 0           # everything random hangs on it
+    seed = 0           # >= 0: everything random hangs on it
+    gamma = 1.0        # > 0: width; `0 .. 1: share` gives both ends
+    dataset = None     # None | digits | mnist: the profile's, or this one
 
 papermill ignores misspelt names with a log line; therefore names and values are checked here, before anything runs.
 """
@@ -32,16 +34,36 @@ HEADLINE = ("02", "03", "04")
 """What `make run` and `moe-lab run --headline` run: COMET's trees, and COMET in its two experiments."""
 
 _CHOICES = re.compile(r"\s*([\w+.-]+(?:\s*\|\s*[\w+.-]+)+)")
+_BOUND = re.compile(
+    r"\s*(?:(?P<sign>>=?)\s*(?P<least>-?[\d.]+)|(?P<low>-?[\d.]+)\s*\.\.\s*(?P<high>-?[\d.]+))\s*(?=:|$)"
+)
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """One line of a parameters cell. `choices` is empty if any value of the default's type is allowed."""
+    """One line of a parameters cell.
+
+    Attributes:
+        name, default, help: as written there.
+        choices: allowed texts; empty if any value of the default's type is allowed.
+        bound: ``>= 1``, ``> 0`` or ``0 .. 1`` for numbers; empty: any.
+    """
 
     name: str
     default: Any
     help: str = ""
     choices: tuple[str, ...] = ()
+    bound: str = ""
+
+    def within(self, value: float) -> bool:
+        """The number respects the bound."""
+        found = _BOUND.match(self.bound)
+        if found is None:
+            return True
+        if found["sign"]:
+            least = float(found["least"])
+            return value >= least if found["sign"] == ">=" else value > least
+        return float(found["low"]) <= value <= float(found["high"])
 
 
 @dataclass(frozen=True)
@@ -119,7 +141,10 @@ def read_parameters(source: str, where: str = "parameters cell") -> dict[str, Pa
                 "and lists, tuples or dicts of them. Compute in the cell after it."
             ) from None
         help_text = comments.get(line.end_lineno, "")
-        parameters[target.id] = Parameter(target.id, default, help_text, _choices(target.id, default, help_text))
+        found = _BOUND.match(help_text)
+        bound = found[0].strip() if found else ""
+        choices = _choices(target.id, default, help_text)
+        parameters[target.id] = Parameter(target.id, default, help_text, choices, bound)
     return parameters
 
 
@@ -161,6 +186,6 @@ def _first_paragraph(lines: list[str]) -> str:
 def _choices(name: str, default: Any, help_text: str) -> tuple[str, ...]:
     found = _CHOICES.match(help_text)
     listed = tuple(item.strip() for item in found[1].split("|")) if found else ()
-    if isinstance(default, str) and default in listed:
+    if (isinstance(default, str) or default is None) and str(default) in listed:
         return listed
     return PROFILES if name == "profile" else ()

@@ -14,21 +14,24 @@ from typing import Any
 
 from moe_lab.notebook_catalogue import Notebook, Parameter, nearest
 
+_LARGEST = 2**63  # what a seed can be
+
 
 def parse_value(text: str, parameter: Parameter) -> Any:
     """Turn text into a value of the default's type.
 
-    A default of None accepts any literal, and takes what is none as a string. Containers are checked for their own
+    A default of None accepts any literal, and takes what is none as a string (a bound makes it a number, alternatives one
+    of them). Containers are checked for their own
     type, not for that of their elements.
 
     Raises:
-        ValueError: the text has another type, or is not among the allowed values.
+        ValueError: the text has another type, is not among the allowed values, or beyond a bound.
     """
     default = parameter.default
+    if parameter.choices and text not in parameter.choices:
+        allowed, hint = ", ".join(parameter.choices), nearest(text, parameter.choices)
+        raise ValueError(f"{parameter.name}={text!r} is not allowed; one of: {allowed}.{hint}")
     if isinstance(default, str):
-        if parameter.choices and text not in parameter.choices:
-            allowed, hint = ", ".join(parameter.choices), nearest(text, parameter.choices)
-            raise ValueError(f"{parameter.name}={text!r} is not allowed; one of: {allowed}.{hint}")
         return text
     if isinstance(default, bool) and text.lower() in ("true", "false"):
         return text.lower() == "true"
@@ -38,6 +41,13 @@ def parse_value(text: str, parameter: Parameter) -> Any:
         value = text
     if isinstance(default, float) and type(value) is int:
         value = float(value)
+    if type(value) is int and abs(value) >= _LARGEST:
+        raise ValueError(f"{parameter.name}={text} is too large; numbers must stay below 2**63.")
+    if parameter.bound and value is not None:
+        if not isinstance(value, int | float):
+            raise ValueError(f"{parameter.name}={text!r} is not a number; it must be {parameter.bound}.")
+        if not parameter.within(value):
+            raise ValueError(f"{parameter.name}={text} is not allowed; it must be {parameter.bound}.")
     if default is None or (type(value) is type(default) and _is_finite(value)):
         return value
     raise ValueError(

@@ -29,8 +29,15 @@ def data_dir() -> Path:
 
 
 def runs_dir() -> Path:
-    """Where Results are written: ``$MOE_LAB_RUNS`` if set, else ``runs/`` in the project (ignored by git)."""
-    return _from_environment("MOE_LAB_RUNS", project_root() / "runs")
+    """Where Results are written: ``$MOE_LAB_RUNS`` if set, else ``runs/`` in the project (ignored by git).
+
+    Raises:
+        ValueError: there is a file of that name.
+    """
+    folder = _from_environment("MOE_LAB_RUNS", project_root() / "runs")
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"MOE_LAB_RUNS: {folder} is a file; give a folder, which need not exist yet")
+    return folder
 
 
 def recorded_dir() -> Path:

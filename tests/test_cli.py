@@ -115,6 +115,56 @@ def test_a_comment_gives_choices_only_if_the_default_is_one_of_them():
     assert found["a"].help == "x | y: the way"
 
 
+BOUNDED = """\
+seed = 0  # >= 0: of everything
+gamma = 1.0  # > 0: width
+share = 0.5  # 0 .. 1: of the loss
+k = None  # >= 1: trees
+data = None  # None | digits | mnist: which
+gate = "comet"  # softmax|topk+|comet
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("seed", "-1", "seed=-1 is not allowed; it must be >= 0."),
+        ("seed", str(10**20), "too large"),
+        ("gamma", "0", "it must be > 0."),
+        ("share", "1.01", "it must be 0 .. 1."),
+        ("k", "0", "it must be >= 1."),
+        ("k", "many", "'many' is not a number; it must be >= 1."),
+        ("data", "mnits", "Did you mean 'mnist'?"),
+        ("gate", "commet", "Did you mean 'comet'?"),
+    ],
+)
+def test_values_that_no_run_can_have_are_refused_before_anything_runs(name, text, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        parse_value(text, read_parameters(BOUNDED)[name])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("seed", "0", 0),
+        ("gamma", "1e-3", 1e-3),
+        ("share", "1", 1.0),
+        ("k", "3", 3),
+        ("k", "None", None),
+        ("data", "digits", "digits"),
+        ("data", "None", None),
+        ("gate", "topk+", "topk+"),
+    ],
+)
+def test_values_at_the_edge_are_accepted(name, text, value):
+    assert parse_value(text, read_parameters(BOUNDED)[name]) == value
+
+
+def test_a_comment_that_only_mentions_numbers_is_no_bound():
+    found = read_parameters("a = 1  # 8 are planted\nb = 2  # at most 3\nc = 1.0  # 0.9 in the paper: a share")
+    assert [parameter.bound for parameter in found.values()] == ["", "", ""]
+
+
 def test_commas_inside_brackets_and_quotes_do_not_separate_values():
     assert split_values("[1, 2],[3]") == ["[1, 2]", "[3]"]
     assert split_values("'a,b',c") == ["'a,b'", "c"]

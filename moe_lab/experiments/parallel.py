@@ -7,6 +7,9 @@ times sooner, one run on sixteen threads does not.
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import Any
@@ -14,6 +17,21 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from moe_lab.runtime import configure_threads
+
+_SECONDS_BETWEEN_LOOKS = 2.0
+
+
+def _begin_worker() -> None:
+    """One thread for the work, and one that ends the process when its parent is gone: kill -9 tells nobody."""
+    configure_threads(1)
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        while parent.is_alive():
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def in_parallel(
@@ -42,7 +60,7 @@ def in_parallel(
         # "spawn": a forked child of a process that has used PyTorch's thread pool can hang.
         context = multiprocessing.get_context("spawn")
         workers = min(n_workers, len(jobs))
-        with ProcessPoolExecutor(workers, mp_context=context, initializer=configure_threads, initargs=(1,)) as pool:
+        with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker) as pool:
             futures = {pool.submit(function, job): job for job in jobs}
             try:
                 for future in as_completed(futures):

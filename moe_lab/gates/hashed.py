@@ -65,9 +65,9 @@ class HashGate(Gate):
 
     def forward(self, keys: Tensor) -> Routing:
         """keys: integer (T,) -> Routing with weights one-hot (T, E). Raises IndexError for a key outside the table."""
-        if keys.is_floating_point() or keys.dim() != 1:
+        if keys.is_floating_point() or keys.dtype == torch.bool or keys.dim() != 1:
             raise ValueError(
                 "HashGate is called with integer keys of shape (tokens,), "
                 f"got {keys.dtype} of shape {tuple(keys.shape)}; with MoE pass them as gate_input"
             )
-        return Routing(torch.nn.functional.one_hot(self.table[keys], self.n_experts).float())
+        return Routing(torch.nn.functional.one_hot(self.table.index_select(0, keys.long()), self.n_experts).float())

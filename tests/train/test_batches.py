@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe_lab.batches import Batches
+from moe_lab.batches import Batches, StepBatches
 
 
 @given(n=st.integers(1, 40), size=st.integers(1, 50), shuffle=st.booleans(), seed=st.integers(0, 2**40))
@@ -53,3 +53,23 @@ def test_epochs_and_seeds_have_orders_of_their_own_and_leave_the_global_generato
 def test_arrays_that_make_no_batches_are_refused(arrays, size, seed, message):
     with pytest.raises(ValueError, match=message):
         Batches(arrays, size, seed=seed)
+
+
+@given(n=st.integers(1, 30), size=st.integers(1, 9), steps=st.integers(1, 12), seed=st.integers(0, 99))
+def test_step_batches_are_the_stream_of_passes_cut_elsewhere(n, size, steps, seed):
+    arrays = {"row": torch.arange(n)}
+    passes, cut = Batches(arrays, size, True, seed), StepBatches(arrays, size, steps=steps, shuffle=True, seed=seed)
+    stream = [batch["row"].tolist() for index in range(3 * steps) for batch in passes.epoch(index)]
+    got = [batch["row"].tolist() for index in range(3) for batch in cut.epoch(index)]
+    assert len(cut) == steps and got == stream[: 3 * steps]
+    assert [batch["row"].tolist() for batch in cut.epoch(1, start=steps // 2)] == got[steps + steps // 2 : 2 * steps]
+
+
+def test_other_data_of_the_same_shape_are_described_differently():
+    describe = [Batches({"x": torch.tensor(values)}, 2).describe() for values in ([1.0, 2.0], [1.0, 2.5], [1.0, 2.0])]
+    assert describe[0] != describe[1] and describe[0] == describe[2]
+    for dtype in (torch.bool, torch.int16, torch.bfloat16):
+        assert Batches({"x": torch.zeros(3, 2, dtype=dtype)}, 2).describe()["content"]["x"] >= 0
+    assert StepBatches({"x": torch.zeros(3)}, 2, steps=4).describe()["steps"] == 4
+    with pytest.raises(ValueError, match="steps must be at least 1"):
+        StepBatches({"x": torch.zeros(3)}, 2, steps=0)
