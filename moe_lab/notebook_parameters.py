@@ -20,9 +20,8 @@ _LARGEST = 2**63  # what a seed can be
 def parse_value(text: str, parameter: Parameter) -> Any:
     """Turn text into a value of the default's type.
 
-    A default of None accepts any literal, and takes what is none as a string (a bound makes it a number, alternatives one
-    of them). Containers are checked for their own
-    type, not for that of their elements.
+    A default of None accepts any literal, and takes what is none as a string (a bound makes it a number, alternatives
+    one of them). Containers are checked for their own type, not for that of their elements.
 
     Raises:
         ValueError: the text has another type, is not among the allowed values, or beyond a bound.
