@@ -20,9 +20,9 @@ import nbformat
 import pandas as pd
 from nbformat import NotebookNode
 
-from moe_lab.paths import project_root, runs_dir
+from moe_lab.paths import project_root, recorded_dir, runs_dir
 from moe_lab.report_page import notebook_page, page
-from moe_lab.results import find_results, to_frame
+from moe_lab.results import Result, find_results, to_frame
 from moe_lab.runtime import environment
 
 
@@ -36,6 +36,9 @@ class Executed:
     parameters: str
     status: str
     seconds: float | None
+
+
+_LONGEST_CELL = 60  # lists of loads per expert would make rows as high as a page
 
 
 def write_report(folder: Path | None = None) -> Path:
@@ -94,7 +97,12 @@ def _index(executed: list[Executed]) -> Iterator[str]:
             yield f'<h3><a href="{_link(entry)}">{html.escape(entry.title)}</a></h3>'
             yield f'<p class="note">{html.escape(entry.parameters)}</p><p class="figures">{"".join(figures)}</p>'
     yield "<h2>Results</h2>"
-    yield from _results_tables()
+    yield from _results_tables(find_results(root=runs_dir(), finished_only=False))
+    recorded = find_results(root=recorded_dir())
+    if recorded:
+        yield f"<h2>Recorded Results</h2><details><summary>{len(recorded)} that came with the project</summary>"
+        yield from _results_tables(recorded)
+        yield "</details>"
 
 
 def _notebook_table(executed: list[Executed]) -> Iterator[str]:
@@ -128,9 +136,8 @@ def _figures(entry: Executed) -> Iterator[str]:
             yield f'<a href="{_link(entry)}"><img alt="figure of {html.escape(entry.title)}" src="{source}"></a>'
 
 
-def _results_tables() -> Iterator[str]:
-    """One table per experiment, those that are unfinished included; columns that never vary are said once, above."""
-    results = find_results(finished_only=False)
+def _results_tables(results: list[Result]) -> Iterator[str]:
+    """One table per experiment; columns that never vary are said once, above."""
     if not results:
         yield "<p>None yet.</p>"
     for experiment in sorted({result.experiment for result in results}):
@@ -148,7 +155,8 @@ def _results_tables() -> Iterator[str]:
 def _cell(value: Any) -> str:
     if isinstance(value, float):
         return "" if pd.isna(value) else f"{value:.4g}"
-    return "" if value is None else str(value)
+    text = "" if value is None else str(value)
+    return text if len(text) <= _LONGEST_CELL else text[: _LONGEST_CELL - 1] + "…"
 
 
 def _short(path: Path) -> str:

@@ -28,7 +28,9 @@ def list_command() -> int:
             state = "here"
         else:
             state = f"fetch {megabytes(size)}"
-        print(f"  {name:<{width}}  {state:<14}  {entry.summary} ({entry.used_for})")
+        made_of = [source for source in entry.sources if source != name]
+        note = f"; from {', '.join(made_of)}" if made_of else ""
+        print(f"  {name:<{width}}  {state:<14}  {entry.summary} ({entry.used_for}{note})")
     print("\n`moe-lab data fetch NAME` downloads, `moe-lab data check` compares checksums.")
     print("Sources, licences, citations: data/README.md")
     return 0
