@@ -1,0 +1,24 @@
+"""Early exits: models that stop at the block after which they are sure enough (JEI-DNN, ICLR 2024)."""
+
+from moe_lab.exits.cost import exit_costs, multiply_adds
+from moe_lab.exits.features import uncertainty_features
+from moe_lab.exits.gate import ExitGates
+from moe_lab.exits.losses import best_exits, gate_loss, gate_targets, inference_loss, positive_weights
+from moe_lab.exits.network import MultiExitNetwork, Prediction
+from moe_lab.exits.probability import exit_probabilities, exits_taken
+
+__all__ = [
+    "ExitGates",
+    "MultiExitNetwork",
+    "Prediction",
+    "best_exits",
+    "exit_costs",
+    "exit_probabilities",
+    "exits_taken",
+    "gate_loss",
+    "gate_targets",
+    "inference_loss",
+    "multiply_adds",
+    "positive_weights",
+    "uncertainty_features",
+]

@@ -1,0 +1,189 @@
+"""A network with exits, and inference that really stops.
+
+Legend: N samples, L exits, G = L - 1 gates, K classes.
+
+`forward` runs everything: for training, and as the oracle. `predict` takes samples that leave out of the batch between
+two blocks ("compaction"): later blocks see fewer rows. The two agree on every decision except where the rule is decided
+by the last bits (products of other shapes round differently).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from moe_lab.exits.features import uncertainty_features
+from moe_lab.exits.gate import ExitGates
+from moe_lab.exits.probability import check_model, exits_taken, leaves_here
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What `MultiExitNetwork.predict` answers.
+
+    Attributes:
+        probabilities: (N, K) softmax at the exit taken.
+        exits: (N,) int64, 0 .. L - 1.
+        cost: (N,) multiply-adds relative to the whole network, if the network knows its costs; else None.
+        rows_run: L numbers: rows that each block really ran.
+    """
+
+    probabilities: Tensor
+    exits: Tensor
+    cost: Tensor | None
+    rows_run: tuple[int, ...]
+
+    @property
+    def labels(self) -> Tensor:
+        """(N,) int64, the most probable class."""
+        return self.probabilities.argmax(-1)
+
+
+class MultiExitNetwork(nn.Module):
+    """Blocks, an inference module after each, and a gate after each but the last.
+
+    Args:
+        blocks: L modules; block l takes what block l - 1 returns (rows first).
+        heads: L inference modules: output of block l -> logits (N, K). Often a norm, a pooling and a linear layer.
+        gates: see `ExitGates`; default: fresh ones.
+        stem: what comes before the first block.
+        costs: (L,) multiply-adds until each exit (`exit_costs`), to be normalised; None: unknown.
+        model: exit model: "direct" (the paper), "stick_breaking", "cumulative".
+        freeze_backbone: stem, blocks and last head are not trained, and stay in eval mode (dropout off) in training.
+
+    Raises:
+        ValueError: fewer than two exits; numbers of blocks, heads, gates or costs that do not fit.
+
+    Any network that is a sequence can be split::
+
+        blocks = [model.features[:3], model.features[3:6], model.features[6:]]
+        heads = [nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(c, 10)) for c in (16, 32, 64)]
+        network = MultiExitNetwork(blocks, heads)
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[nn.Module],
+        heads: Sequence[nn.Module],
+        gates: ExitGates | None = None,
+        *,
+        stem: nn.Module | None = None,
+        costs: Tensor | None = None,
+        model: str = "direct",
+        freeze_backbone: bool = False,
+    ):
+        super().__init__()
+        check_model(model)
+        if len(blocks) < 2:
+            raise ValueError(f"a network with exits has at least 2 blocks, got {len(blocks)}")
+        if len(heads) != len(blocks):
+            raise ValueError(f"{len(blocks)} blocks need as many heads (inference modules), got {len(heads)}")
+        gates = ExitGates(len(blocks) - 1) if gates is None else gates
+        if gates.n_gates != len(blocks) - 1 or gates.runs is not None:
+            raise ValueError(f"{len(blocks)} blocks need {len(blocks) - 1} gates (none after the last), of one run")
+        self.stem = nn.Identity() if stem is None else stem
+        self.blocks, self.heads, self.gates = nn.ModuleList(blocks), nn.ModuleList(heads), gates
+        self.model, self.freeze_backbone = model, freeze_backbone
+        if costs is not None and tuple(costs.shape) != (len(blocks),):
+            raise ValueError(f"costs must be one number per exit ({len(blocks)}), got {tuple(costs.shape)}")
+        self.register_buffer("costs", None if costs is None else costs.double() / costs.double()[-1])
+        if freeze_backbone:
+            for module in self._frozen():
+                module.requires_grad_(False)
+            self.train(self.training)
+
+    def _frozen(self) -> list[nn.Module]:
+        return [self.stem, *self.blocks, self.heads[-1]]
+
+    def train(self, mode: bool = True) -> MultiExitNetwork:
+        """Training mode; a frozen backbone stays in eval mode."""
+        super().train(mode)
+        if self.freeze_backbone:
+            for module in self._frozen():
+                module.eval()
+        return self
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Run everything: x (N, ...) -> logits (N, L, K) of all exits, gate logits (N, G)."""
+        h, logits, gates = self.stem(x), [], []
+        for index, (block, head) in enumerate(zip(self.blocks, self.heads, strict=True)):
+            h = block(h)
+            logits.append(head(h))
+            if index < len(self.blocks) - 1:
+                gates.append(self.gates.one(index, uncertainty_features(logits[-1])))
+        return torch.stack(logits, 1), torch.stack(gates, 1)
+
+    @torch.no_grad()
+    def predict_masked(self, x: Tensor) -> Prediction:
+        """The oracle: everything runs, then it is decided. Same answers as `predict`, no time saved."""
+        was_training = self.training
+        self.eval()
+        try:
+            logits, gate_logits = self.forward(x)
+        finally:
+            self.train(was_training)
+        exits = exits_taken(gate_logits.sigmoid(), self.model)
+        chosen = logits.gather(1, exits[:, None, None].expand(-1, 1, logits.shape[-1])).squeeze(1)
+        rows = (x.shape[0],) * len(self.blocks)
+        return Prediction(chosen.float().softmax(-1), exits, self._cost(exits), rows)
+
+    @torch.no_grad()
+    def predict(self, x: Tensor, *, compact_from: float = 0.1) -> Prediction:
+        """Answer, running each block only on samples that are still inside.
+
+        Args:
+            x: (N, ...), N may be 0.
+            compact_from: rows are taken out only when at least this share of a batch's rows has left: moving the others
+                costs something too. Rows that have left and are still carried along do not change their answer.
+
+        Returns:
+            See `Prediction`. Eval mode is used and the old mode restored.
+        """
+        if not 0 <= compact_from <= 1:
+            raise ValueError(f"compact_from is a share, in [0, 1]; got {compact_from}")
+        was_training = self.training
+        self.eval()
+        try:
+            return self._predict(x, compact_from)
+        finally:
+            self.train(was_training)
+
+    def _predict(self, x: Tensor, compact_from: float) -> Prediction:
+        n, last = x.shape[0], len(self.blocks) - 1
+        exits = torch.full((n,), last, dtype=torch.int64, device=x.device)
+        answers: Tensor | None = None
+        index = torch.arange(n, device=x.device)  # row of h -> sample
+        inside = torch.ones(n, dtype=torch.bool, device=x.device)
+        given_away = torch.zeros(n, device=x.device)
+        h, rows_run = self.stem(x), []
+        for layer, (block, head) in enumerate(zip(self.blocks, self.heads, strict=True)):
+            rows_run.append(h.shape[0])
+            if h.shape[0] == 0 and answers is not None:
+                continue
+            h = block(h)
+            logits = head(h).float()
+            if answers is None:
+                answers = logits.new_zeros(n, logits.shape[-1])
+            answers[index[inside]] = logits[inside]
+            if layer == last:
+                break
+            gate = self.gates.one(layer, uncertainty_features(logits)).float().sigmoid()
+            leaves = leaves_here(gate, given_away, self.model) & inside
+            exits[index[leaves]] = layer
+            inside, given_away = inside & ~leaves, given_away + gate
+            stay = inside.nonzero().squeeze(1)  # the one wait for the device per exit
+            if len(stay) == 0 or len(stay) <= (1 - compact_from) * len(inside):
+                h, index, given_away = h.index_select(0, stay), index[stay], given_away[stay]
+                inside = inside[stay]
+        assert answers is not None
+        return Prediction(answers.softmax(-1), exits, self._cost(exits), tuple(rows_run))
+
+    def _cost(self, exits: Tensor) -> Tensor | None:
+        return None if self.costs is None else self.costs[exits]
+
+
+Policy = Callable[[Tensor], Tensor]
+"""Logits of all exits (N, L, K) -> exits (N,): what a baseline without gates is."""

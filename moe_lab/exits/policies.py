@@ -1,0 +1,117 @@
+"""Who leaves where without learned gates: fixed exits, thresholds on confidence, and oracles that see the labels.
+
+Legend: N samples, L exits, K classes, c_i confidence at an exit (larger = surer).
+
+* `static_exits`: everybody leaves at the same exit.
+* `geometric_thresholds`: the usual protocol (MSDNet's budgeted batches). Shares pi_k proportional to rho^k; one by one
+  the threshold is the confidence of number floor(N pi_k) among those that are still inside.
+* `shared_threshold_exits`: one threshold for all exits. Simple, strong, and missing from the paper.
+* `cheapest_exits`, `earliest_right_exits`: oracles, what perfect gates could do; upper bounds, no methods.
+
+Thresholds are set on one set of samples and applied to another.
+"""
+
+from __future__ import annotations
+
+import difflib
+
+import torch
+from torch import Tensor
+
+from moe_lab.exits.features import uncertainty_features
+from moe_lab.exits.losses import best_exits
+
+CONFIDENCES = ("probability", "entropy", "margin")
+
+
+def confidence(logits: Tensor, kind: str = "probability") -> Tensor:
+    """Larger = surer.
+
+    Args:
+        logits: (..., K).
+        kind: "probability" (the largest), "entropy" (its negative), "margin".
+
+    Returns:
+        (...).
+    """
+    if kind not in CONFIDENCES:
+        near = difflib.get_close_matches(str(kind), CONFIDENCES, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"unknown confidence {kind!r}{hint} Valid: {', '.join(CONFIDENCES)}")
+    features = uncertainty_features(logits)
+    return {"probability": features[..., 0], "entropy": -features[..., 1], "margin": features[..., 2]}[kind]
+
+
+def static_exits(n: int, exit_index: int) -> Tensor:
+    """(N,) everybody leaves at ``exit_index`` (0 is the first)."""
+    return torch.full((n,), exit_index, dtype=torch.int64)
+
+
+def apply_thresholds(confidences: Tensor, thresholds: Tensor) -> Tensor:
+    """Exits of samples that leave at the first exit whose threshold they reach.
+
+    Args:
+        confidences: (N, L).
+        thresholds: (L,); inf: nobody leaves there. The last is ignored, everybody leaves there at the latest.
+
+    Returns:
+        (N,) int64.
+    """
+    reached = confidences >= thresholds
+    reached[:, -1] = True
+    return reached.to(torch.uint8).argmax(-1)
+
+
+def geometric_shares(rho: float, n_exits: int) -> Tensor:
+    """(L,) pi_k proportional to rho^k, k = 1 .. L; sums to 1. rho -> 0: all at the first exit; large: at the last."""
+    if not rho > 0:
+        raise ValueError(f"rho must be positive, got {rho}")
+    log = torch.arange(1, n_exits + 1, dtype=torch.float64) * torch.log(torch.tensor(rho, dtype=torch.float64))
+    return log.softmax(0)
+
+
+def geometric_thresholds(confidences: Tensor, rho: float) -> Tensor:
+    """Thresholds that send shares pi_k of these samples to exit k.
+
+    Args:
+        confidences: (N, L) of the samples that thresholds are set on.
+        rho: ratio of neighbouring shares.
+
+    Returns:
+        (L,); inf where no one shall leave, -inf at the last exit. With distinct confidences exactly floor(N pi_k)
+        samples leave at exit k < L.
+    """
+    n, n_exits = confidences.shape
+    thresholds = torch.full((n_exits,), torch.inf, dtype=confidences.dtype)
+    thresholds[-1] = -torch.inf
+    inside = torch.ones(n, dtype=torch.bool)
+    for level, share in enumerate(geometric_shares(rho, n_exits)[:-1].tolist()):
+        wanted = int(n * share + 1e-9)
+        here = confidences[inside, level]
+        if wanted == 0 or wanted > len(here):
+            continue
+        thresholds[level] = here.topk(wanted).values[-1]
+        inside &= confidences[:, level] < thresholds[level]
+    return thresholds
+
+
+def shared_threshold_exits(confidences: Tensor, threshold: float) -> Tensor:
+    """(N,) exits with one threshold everywhere; confidences (N, L)."""
+    return apply_thresholds(confidences, torch.full((confidences.shape[1],), float(threshold)))
+
+
+def cheapest_exits(losses: Tensor, costs: Tensor, price: float) -> Tensor:
+    """Oracle: argmin_l E_l + lambda c_l, with the labels; losses (N, L). What the gates' targets are made of."""
+    return best_exits(losses, costs, price)
+
+
+def earliest_right_exits(logits: Tensor, labels: Tensor) -> Tensor:
+    """Oracle: the first exit that is right, else the last; logits (N, L, K), labels (N,)."""
+    right = logits.argmax(-1) == labels.unsqueeze(-1)
+    right[:, -1] = True
+    return right.to(torch.uint8).argmax(-1)
+
+
+def at_exit(values: Tensor, exits: Tensor) -> Tensor:
+    """What each sample has at its exit: values (N, L, ...), exits (N,) -> (N, ...)."""
+    return values[torch.arange(len(exits), device=values.device), exits]
