@@ -40,6 +40,16 @@ def _check(kind: str, value: str, known: tuple[str, ...]) -> None:
         raise ValueError(f"unknown {kind} {value!r}{hint} Valid: {', '.join(known)}")
 
 
+def check_mode(mode: str) -> None:
+    """ValueError with the nearest name for an unknown mode of `inference_loss`."""
+    _check("mode", mode, MODES)
+
+
+def check_balance(balance: str) -> None:
+    """ValueError with the nearest name for an unknown balance of `positive_weights`."""
+    _check("balance", balance, BALANCES)
+
+
 def best_exits(losses: Tensor, costs: Tensor, price: float | Tensor) -> Tensor:
     """l*: the exit with the least loss plus priced cost.
 
@@ -73,7 +83,7 @@ def positive_weights(best: Tensor, n_gates: int, balance: str = "cumulative") ->
     Returns:
         (..., G), in [0, 5].
     """
-    _check("balance", balance, BALANCES)
+    check_balance(balance)
     if balance == "none":
         return torch.ones((*best.shape[:-1], n_gates), device=best.device)
     levels = torch.arange(n_gates, device=best.device)
@@ -113,7 +123,7 @@ def inference_loss(
     Raises:
         ValueError: unknown mode, or what it needs is missing.
     """
-    _check("mode", mode, MODES)
+    check_mode(mode)
     n_gates = losses.shape[-1]
     if mode == "uniform":
         return losses.mean((-2, -1))
