@@ -10,6 +10,7 @@ from moe_lab.datasets import cache
 from moe_lab.datasets.base import Dataset, unknown_name
 from moe_lab.datasets.books import books
 from moe_lab.datasets.digits import digits_mixture, multidigits
+from moe_lab.datasets.exit_images import moved_digits, planted_difficulty
 from moe_lab.datasets.jester import jester
 from moe_lab.datasets.mnist import multifashion, multimnist
 from moe_lab.datasets.mnist_svhn import mnist_svhn
@@ -30,6 +31,8 @@ BUILDERS: dict[str, Callable[..., Dataset]] = {
     "planted-judgements": planted_judgements,
     "planted-pairs": planted_pairs,
     "text-file": text_file,
+    "moved-digits": moved_digits,
+    "planted-difficulty": planted_difficulty,
     "ml-100k": ml_100k,
     "ml-1m": ml_1m,
     "jester": jester,

@@ -319,6 +319,8 @@ DATASETS: dict[str, Entry] = {
     "planted-text": Entry("four little languages in turn, known which (characters)", "EvoMoE language models, quick"),
     "planted-judgements": Entry("their sentences, right or wrong", "EvoMoE masked language models, quick"),
     "planted-pairs": Entry("English phrases into a made-up language", "EvoMoE translation, quick"),
+    "moved-digits": Entry("digits (scikit-learn) turned, scaled, shifted, noisy", "early exits, profile quick"),
+    "planted-difficulty": Entry("digits (scikit-learn) of four known difficulties", "early exits, profile quick"),
     "text-file": Entry(
         "your own text: path=... of a file or a folder", "language models on WikiText, OpenWebText, ...", yours=True
     ),

@@ -8,6 +8,7 @@
     python -m moe_lab.experiments.record --what ablations --out data/recorded --workers 16 --seeds 0 1 2
     python -m moe_lab.experiments.record --what masked --out data/recorded --workers 6 --seeds 0 1 2
     python -m moe_lab.experiments.record --what translation --out data/recorded --workers 6 --seeds 0 1 2
+    python -m moe_lab.experiments.record --what exits --out data/recorded --workers 16 --seeds 0 1 2
 
 Interrupt it as you like: what is finished is found again, what was running goes on from its checkpoint. Full Results
 and checkpoints live in ``--scratch`` (default: `paths.runs_dir`), thinned copies in ``--out``. The machine needs
@@ -184,6 +185,22 @@ def _run_translation(config: Any, root: Path, n_workers: int) -> Result:
     return evomoe_translation.run(config, root=root, progress=n_workers == 1)
 
 
+def _exit_configs(options: argparse.Namespace) -> list[Any]:
+    """Both embedded data sets; then other ways to train the modules, to balance targets, and to read the gates."""
+    from moe_lab.experiments.jei_config import JeiConfig
+
+    variants: list[dict[str, Any]] = [{}, {"dataset": "planted-difficulty"}]
+    variants += [{"mode": mode} for mode in ("detached", "expected", "single")]
+    variants += [{"balance": "per_layer"}, {"balance": "none"}, {"model": "cumulative"}, {"model": "stick_breaking"}]
+    return [JeiConfig.profile(options.profile, seed=s, **variant) for variant in variants for s in options.seeds]
+
+
+def _run_exits(config: Any, root: Path, n_workers: int) -> Result:
+    from moe_lab.experiments import jei_dnn
+
+    return jei_dnn.run(config, root=root, progress=n_workers == 1)
+
+
 _LANGUAGE_COLUMNS = ("gate", "n_experts", "test_loss", "final_loss", "experts_per_token", "training_flops", "seconds")
 
 RECORDINGS: dict[str, Recording] = {
@@ -218,6 +235,14 @@ RECORDINGS: dict[str, Recording] = {
     ),
     "masked": Recording(
         _masked_configs, _run_masked, ("gate", "pretrain", "test_accuracy", "valid_accuracy", "seconds")
+    ),
+    "exits": Recording(
+        _exit_configs,
+        _run_exits,
+        (
+            *("dataset", "mode", "balance", "model"),
+            *("backbone_accuracy", "gain_over_geometric", "gain_over_shared", "coverage", "set_size", "seconds"),
+        ),
     ),
     "translation": Recording(_translation_configs, _run_translation, ("gate", "bleu", "test_loss", "exact", "seconds")),
 }

@@ -18,6 +18,8 @@ EMBEDDED = {
     "planted-text": {"n_characters": 3000, "length": 16},
     "planted-judgements": {"n_train": 50, "n_valid": 20, "n_test": 20},
     "planted-pairs": {"n_train": 50, "n_valid": 20, "n_test": 20},
+    "moved-digits": {"n_train": 50, "n_valid": 20, "n_test": 20},
+    "planted-difficulty": {"n_train": 50, "n_valid": 20, "n_test": 20},
 }
 
 
