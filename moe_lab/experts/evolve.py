@@ -9,9 +9,10 @@ on weight matrices only; biases are copied. rho = sigma = 0 gives E copies, whic
 treats them alike: something must break the symmetry. ``neurons`` restarts a share of hidden units, in- and outgoing
 weights together, for experts of two layers and more.
 
-Optimiser state of the new experts (``state``): "reset": gone, Adam's bias correction then acts as a small warm-up.
-"copy": m_e = M_e * m_0, v_e = v_0. "copy_v": v_e = v_0, m_e = 0. The paper does not say; its public code has no such
-phase at all.
+Optimiser state of the new experts (``state``): "reset": gone; with Adam's bias correction the first step then moves
+every weight by about the learning rate, a jolt even for copies. "copy": m_e = M_e * m_0, v_e = v_0. "copy_v": v_e =
+v_0, m_e = 0; a v of one expert that saw all tokens slows N experts down that see fewer. The paper does not say; its
+public code has no such phase at all.
 
 `spawn_experts` makes a new bank. `Evolution` does the same inside a model during training: the bank has all its E
 experts from the start, in the shared phase only expert 0 is used, so the shapes, and with them checkpoints, never
