@@ -12,6 +12,11 @@ import pandas as pd
 from moe_lab.experiments.claims import recommender_claims, tuning_claims
 from moe_lab.experiments.comet_tuning import pools
 from moe_lab.experiments.compare import scores
+from moe_lab.experiments.evomoe_claims import language_claims, masked_claims, same_setting, translation_claims
+from moe_lab.experiments.evomoe_language import LanguageConfig
+from moe_lab.experiments.evomoe_masked import MaskedConfig
+from moe_lab.experiments.evomoe_translation import TranslationConfig
+from moe_lab.experiments.mixture_config import GATES, MixtureConfig
 from moe_lab.experiments.unlearned_search import compare, readable
 from moe_lab.experiments.vision_claims import vision_claims
 from moe_lab.experiments.vision_config import BASELINES
@@ -52,6 +57,24 @@ def unlearned_control() -> Result:
     return control
 
 
+_EVOMOE: dict[str, type[MixtureConfig]] = {
+    "evomoe_language": LanguageConfig,
+    "evomoe_masked": MaskedConfig,
+    "evomoe_translation": TranslationConfig,
+}
+
+
+def main_evomoe_runs(experiment: str) -> list[Result]:
+    """Profile "standard" of an EvoMoE experiment: one run per gate and seed, gates in the order of `GATES`.
+
+    Args:
+        experiment: "evomoe_language", "evomoe_masked" or "evomoe_translation".
+    """
+    standard = _EVOMOE[experiment].profile("standard")
+    found = same_setting(find_results(experiment, root=recorded_dir()), standard)
+    return sorted(found, key=lambda result: (GATES.index(result.config["gate"]), result.seed))
+
+
 def tuning_table(dataset: str, of_gate: dict[str, Pool]) -> pd.DataFrame:
     """The paper's table entry per gate: the best 5 % of trials, beside the size of the space they were drawn from."""
     rows = {}
@@ -76,33 +99,69 @@ def _order(results: Sequence[Result]) -> list[Result]:
     return sorted(results, key=lambda result: (result.config["gate"] not in BASELINES, result.config["gate"]))
 
 
-def summary() -> str:
-    """Markdown: the claims; then recommender, vision, tuning, mean ± standard deviation over seeds (or trials)."""
+def comet_summary() -> list[str]:
+    """Paragraphs: the claims; then recommender, vision, tuning, mean ± standard deviation over seeds (or trials)."""
     recommender, vision, study = main_recommender_runs(), main_vision_runs(), tuning_study()
     known = recommender[0].metrics
     floor = {name: known[kind] for name, kind in _FLOOR.items()}
     data = "ml-100k"
     of_gate = pools(study)
     claims = [recommender_claims(recommender), vision_claims(vision), tuning_claims(of_gate, data)]
-    return "\n\n".join(
-        [
-            _markdown(pd.concat(claims)),
-            "MovieLens-100k, two tasks, 8 experts of 64, k = 2, 12 epochs. Without a network: the constant's loss and "
-            "MSE, the AUC of popularity.",
-            _markdown(
-                scores(_order(recommender), _RECOMMENDER, one_expert=main_recommender_runs(n_experts=1), floor=floor)
-            ),
-            "MultiMNIST, 100,000 / 20,000 / 20,000 images, 16 CNN experts, k = 4, at most 15 epochs. `one_expert` and "
-            "`expert_per_task`: no routing, networks of an expert's size.",
-            _markdown(scores(_order(vision), _VISION)),
-            f"Random search on MovieLens-100k, {study.config['n_trials']} trials per gate, 8 epochs each, best 5 % by "
-            "validation loss, mean and standard error of their test loss.",
-            _markdown(tuning_table(data, of_gate)),
-            'Is it the search? The same trials of "+" once more, the permutation never learned: test loss, mean over '
-            "trials.",
-            _markdown(readable(compare(study, unlearned_control()))),
-        ]
-    )
+    return [
+        _markdown(pd.concat(claims)),
+        "MovieLens-100k, two tasks, 8 experts of 64, k = 2, 12 epochs. Without a network: the constant's loss and "
+        "MSE, the AUC of popularity.",
+        _markdown(
+            scores(_order(recommender), _RECOMMENDER, one_expert=main_recommender_runs(n_experts=1), floor=floor)
+        ),
+        "MultiMNIST, 100,000 / 20,000 / 20,000 images, 16 CNN experts, k = 4, at most 15 epochs. `one_expert` and "
+        "`expert_per_task`: no routing, networks of an expert's size.",
+        _markdown(scores(_order(vision), _VISION)),
+        f"Random search on MovieLens-100k, {study.config['n_trials']} trials per gate, 8 epochs each, best 5 % by "
+        "validation loss, mean and standard error of their test loss.",
+        _markdown(tuning_table(data, of_gate)),
+        'Is it the search? The same trials of "+" once more, the permutation never learned: test loss, mean over '
+        "trials.",
+        _markdown(readable(compare(study, unlearned_control()))),
+    ]
+
+
+def language_table(results: Sequence[Result]) -> pd.DataFrame:
+    """Losses (nats per token), experts per token and training TFLOP of language models, one row per gate.
+
+    A gate that looks ahead is marked: its loss is not that of a model that can generate text.
+    """
+    table = scores(results, ("final_loss", "test_loss", "experts_per_token"))
+    flops = scores(results, ("training_flops",), digits=0)
+    table.insert(3, "training TFLOP", [f"{float(text.split(' ')[0]) / 1e12:.2f}" for text in flops["training_flops"]])
+    ahead = {result.config["gate"] for result in results if result.metrics["looks_ahead"]}
+    return table.rename(index=lambda gate: f"{gate} (looks ahead)" if gate in ahead else gate)
+
+
+def evomoe_summary() -> list[str]:
+    """Paragraphs: the claims; then language models, masked language models, translation."""
+    language, masked, translation = (main_evomoe_runs(name) for name in _EVOMOE)
+    of_language = language_claims(language)
+    shown = ~of_language["paper claims"].str.match("dts|evomoe: less time")  # notebook 10 has all rows
+    claims = [of_language[shown], masked_claims(masked), translation_claims(translation)]
+    (signature,) = {result.metrics["bleu_signature"] for result in translation}
+    return [
+        _markdown(pd.concat(claims)),
+        "Language models: characters of tiny Shakespeare, 4 layers of 64, 16 experts in every second layer, 1,500 "
+        "steps of 1,024 tokens. `final_loss`: validation, nats per character.",
+        _markdown(language_table(language)),
+        "Masked language models: SST-2 from scratch, 4 layers of 128, 16 experts, pre-trained on its own sentences "
+        f"(800 steps of 512), then fine-tuned. Always the same answer: {masked[0].metrics['constant_accuracy']:.3f}.",
+        _markdown(scores(masked, ("test_accuracy", "masked_accuracy", "experts_per_token"))),
+        "Translation: Multi30k English to German, 3 + 3 layers of 256, 4 experts in each, 800 steps of 512 pairs, beam "
+        f"5, sacreBLEU `{signature}`.",
+        _markdown(scores(translation, ("bleu", "test_loss", "experts_per_token"), digits=2)),
+    ]
+
+
+def summary() -> str:
+    """Markdown: what each paper claims and what was measured."""
+    return "\n\n".join(["**COMET**", *comet_summary(), "**EvoMoE**", *evomoe_summary()])
 
 
 if __name__ == "__main__":
