@@ -43,7 +43,11 @@ def _write_tiny(folder):
     write_notebook(folder, "90_tiny", cells)
 
 
-NOTEBOOKS = ["90_tiny", *sorted(path.stem for path in notebooks_dir().glob("02_*.ipynb"))]
+SLIDERS = {"02": "depth", "09": "soft share"}  # number of a notebook -> the slider that is moved
+NOTEBOOKS = [("90_tiny", "depth")]
+NOTEBOOKS += [
+    (path.stem, SLIDERS[path.stem[:2]]) for path in sorted(notebooks_dir().glob("*.ipynb")) if path.stem[:2] in SLIDERS
+]
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +71,8 @@ def browser():
         browser.close()
 
 
-@pytest.mark.parametrize("name", NOTEBOOKS)
-def test_moving_the_depth_slider_with_the_keyboard_changes_the_figure(server, browser, name):
+@pytest.mark.parametrize(("name", "moved"), NOTEBOOKS)
+def test_moving_a_slider_with_the_keyboard_changes_the_figure(server, browser, name, moved):
     address, token = server
     page = browser.new_page(viewport={"width": 1200, "height": 1400})
     artefacts = project_root() / "test-artifacts"
@@ -81,7 +85,7 @@ def test_moving_the_depth_slider_with_the_keyboard_changes_the_figure(server, br
         page.get_by_role("menuitem", name="Run", exact=True).click()
         page.get_by_role("menuitem", name=re.compile("^Run All Cells")).first.click()
 
-        label = page.locator(".widget-label", has_text=re.compile("^depth$"))
+        label = page.locator(".widget-label", has_text=re.compile(f"^{moved}$"))
         slider = page.locator(".widget-slider").filter(has=label)
         slider.wait_for(timeout=120_000)
         cell = page.locator(".jp-CodeCell").filter(has=slider)
