@@ -313,6 +313,8 @@ def training_curve(result: Result, n_tokens: int | None = None, length: int | No
     for row in result.curves["epochs"]:
         experts = row.get("train_experts", 1.0)
         routed = max(0, row["step"] - max(last, config.shared_steps)) / (row["step"] - last)
+        if config.gate.startswith("hash"):
+            routed = 0.0  # a table costs nothing
         without, with_router = (
             language_flops(size, n_experts=n_experts, experts_per_token=experts, router=router)
             for router in (False, True)

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 
 from moe_lab.experiments.claims import recommender_claims, tuning_claims
 from moe_lab.experiments.comet_tuning import pools
 from moe_lab.experiments.compare import scores
 from moe_lab.experiments.evomoe_claims import language_claims, masked_claims, same_setting, translation_claims
-from moe_lab.experiments.evomoe_language import LanguageConfig
+from moe_lab.experiments.evomoe_language import LanguageConfig, training_curve
 from moe_lab.experiments.evomoe_masked import MaskedConfig
 from moe_lab.experiments.evomoe_translation import TranslationConfig
 from moe_lab.experiments.mixture_config import GATES, MixtureConfig
@@ -132,8 +133,10 @@ def language_table(results: Sequence[Result]) -> pd.DataFrame:
     A gate that looks ahead is marked: its loss is not that of a model that can generate text.
     """
     table = scores(results, ("final_loss", "test_loss", "experts_per_token"))
-    flops = scores(results, ("training_flops",), digits=0)
-    table.insert(3, "training TFLOP", [f"{float(text.split(' ')[0]) / 1e12:.2f}" for text in flops["training_flops"]])
+    flops: dict[str, list[float]] = {}
+    for result in results:
+        flops.setdefault(result.config["gate"], []).append(training_curve(result)["flops"].iloc[-1])
+    table.insert(3, "training TFLOP", [f"{np.mean(flops[gate]) / 1e12:.2f}" for gate in table.index])
     ahead = {result.config["gate"] for result in results if result.metrics["looks_ahead"]}
     return table.rename(index=lambda gate: f"{gate} (looks ahead)" if gate in ahead else gate)
 

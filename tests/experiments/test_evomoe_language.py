@@ -104,6 +104,8 @@ def test_flops_add_up_from_measured_experts_per_token(results):
             total += 3 * per_token * config.batch_size * 16
         last = row["step"]
     assert training_curve(result)["flops"].iloc[-1] == pytest.approx(total)
+    hashed, switch = (training_curve(results[gate])["flops"].iloc[-1] for gate in ("hash", "switch"))
+    assert switch - hashed == pytest.approx(3 * 2 * 16 * 4 * 12 * 4 * 16)  # a router: 3 x 2 D E per token of 12 steps
     dense = training_curve(results["dense"])
     assert (dense["experts"] == 1).all() and dense["flops"].iloc[-1] < total
 
