@@ -12,7 +12,8 @@ import pandas as pd
 
 from moe_lab.experiments.claims import recommender_claims, tuning_claims
 from moe_lab.experiments.comet_tuning import pools
-from moe_lab.experiments.compare import scores
+from moe_lab.experiments.compare import over_seeds, scores
+from moe_lab.experiments.compare import readable as readable_scores
 from moe_lab.experiments.evomoe_claims import language_claims, masked_claims, same_setting, translation_claims
 from moe_lab.experiments.evomoe_language import LanguageConfig, training_curve
 from moe_lab.experiments.evomoe_masked import MaskedConfig
@@ -162,9 +163,26 @@ def evomoe_summary() -> list[str]:
     ]
 
 
+def exits_summary() -> list[str]:
+    """Paragraphs: JEI-DNN against thresholds at equal cost, mean ± standard deviation over seeds."""
+    results = find_results("jei_dnn", root=recorded_dir(), model="direct", balance="cumulative")
+    metrics = ("gain_over_geometric", "gain_over_shared", "coverage", "set_size")
+    table = over_seeds(results, metrics, by=("dataset", "mode"))
+    text = readable_scores(table)
+    text.insert(0, "modules trained", [mode for _, mode in text.index])
+    text.index = pd.Index([name for name, _ in text.index], name="data")
+    return [
+        "Accuracy of learned gates minus that of thresholds at the same cost (geometric shares; one shared threshold), "
+        "mean over the prices; coverage and size of prediction sets at a nominal 95 %. Modules trained as *released* are "
+        "exactly those of plain cross entropy, so that only the gates differ.",
+        _markdown(text),
+    ]
+
+
 def summary() -> str:
     """Markdown: what each paper claims and what was measured."""
-    return "\n\n".join(["**COMET**", *comet_summary(), "**EvoMoE**", *evomoe_summary()])
+    parts = ["**COMET**", *comet_summary(), "**EvoMoE**", *evomoe_summary(), "**JEI-DNN** (begun)", *exits_summary()]
+    return "\n\n".join(parts)
 
 
 if __name__ == "__main__":
