@@ -15,8 +15,9 @@ Taught in notebook 11.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from torch.nn.functional import cross_entropy
 from moe_lab.batches import Batches, StepBatches
 from moe_lab.datasets import Dataset, load
 from moe_lab.datasets.masking import IGNORE, masked
-from moe_lab.datasets.tokens import PAD
+from moe_lab.datasets.tokens import MASK, PAD
 from moe_lab.experiments.mixture_config import MixtureConfig
 from moe_lab.experiments.mixture_training import (
     GateWatch,
@@ -40,12 +41,15 @@ from moe_lab.experiments.mixture_training import (
     routing_terms,
     token_counts,
 )
+from moe_lab.experts.evolve import Evolution
 from moe_lab.models.language import Classifier, LanguageModel
 from moe_lab.results import Result, run_cached
 from moe_lab.runtime import pick_device
 from moe_lab.train import FitConfig, LearningRate, evaluating, fit
 
 EXPERIMENT = "evomoe_masked"
+
+_GUESSED, _GUESSES = 24, 5  # validation sentences, tokens per hidden place
 
 _PROFILES: dict[str, dict[str, Any]] = {
     # Right or wrong sentences of four little languages: seconds per gate.
@@ -56,6 +60,7 @@ _PROFILES: dict[str, dict[str, Any]] = {
         "data_options": {"length": 40},
         "n_experts": 16,
         "layers": 4,
+        "moe_every": 2,
         "width": 128,
         "heads": 4,
         "dropout": 0.1,
@@ -63,9 +68,11 @@ _PROFILES: dict[str, dict[str, Any]] = {
         "batch_size": 512,
         "evaluate_every": 80,
         "learning_rate": 2e-3,
+        "warmup": 0.04,
         "tune_steps": 300,
         "tune_every": 50,
         "tune_learning_rate": 5e-4,
+        "watched_tokens": 8,
         "device": "auto",
     },
     "paper": {
@@ -73,6 +80,7 @@ _PROFILES: dict[str, dict[str, Any]] = {
         "data_options": {"length": 64},
         "n_experts": 16,
         "layers": 8,
+        "moe_every": 2,
         "width": 512,
         "heads": 8,
         "dropout": 0.1,
@@ -80,9 +88,11 @@ _PROFILES: dict[str, dict[str, Any]] = {
         "batch_size": 256,
         "evaluate_every": 1000,
         "learning_rate": 5e-4,
+        "warmup": 0.04,
         "tune_steps": 5000,
         "tune_every": 250,
         "tune_learning_rate": 1e-4,
+        "watched_tokens": 8,
         "precision": "bfloat16",
         "device": "auto",
     },
@@ -100,14 +110,19 @@ class MaskedConfig(MixtureConfig):
     """
 
     dataset: str = "planted-judgements"
-    steps: int = 400
+    data_options: Mapping[str, Any] = field(default_factory=lambda: {"length": 34})  # the longest has 34 tokens
+    layers: int = 1
+    moe_every: int = 1
+    steps: int = 300
     batch_size: int = 32
-    evaluate_every: int = 50
+    evaluate_every: int = 100
+    warmup: float = 0.1
+    watched_tokens: int = 400  # enough of them are hidden to see where hidden ones go
     mask_share: float = 0.15
     pretrain: bool = True
     tune_steps: int = 400
-    tune_every: int = 50
-    tune_learning_rate: float = 1e-3
+    tune_every: int = 100
+    tune_learning_rate: float = 1.5e-3
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -133,15 +148,22 @@ def run(
 
     Returns:
         A Result with the curves ``pretraining`` and ``epochs`` (fine-tuning), and ``routing``, ``distances``,
-        ``watched`` of pre-training. Metrics: test_accuracy, test_loss, valid_accuracy, masked_loss (nats per hidden
-        token), masked_accuracy, constant_accuracy, parameters, experts_per_token, seconds.
+        ``watched``, ``guesses`` of pre-training (of the first validation sentences: ``pieces`` with the hidden ones as
+        the model saw them, and for each hidden place ``at``, ``truth`` and ``top``, the most probable tokens). Metrics:
+        test_accuracy, test_loss, valid_accuracy, masked_loss (nats per hidden token), masked_accuracy,
+        constant_accuracy, parameters, experts_per_token, seconds; accuracy_by_domain where the data have domains.
     """
     return run_cached(EXPERIMENT, config, partial(_train_and_test, config, progress), root=root, recompute=recompute)
 
 
+@lru_cache(maxsize=1)
+def _load(name: str, seed: int, options: tuple[tuple[str, Any], ...]) -> Dataset:
+    return load(name, seed=seed, **dict(options))
+
+
 def load_sentences(config: MaskedConfig) -> Dataset:
-    """The sentences. ValueError for a data set of another kind."""
-    data = load(config.dataset, seed=config.data_seed, **config.data_options)
+    """The sentences; runs of one process share them. ValueError for a data set of another kind."""
+    data = _load(config.dataset, config.data_seed, tuple(sorted(config.data_options.items())))
     if data.kind != "sentences":
         raise ValueError(f"fine-tuning needs a data set of kind 'sentences'; {config.dataset!r} has {data.kind!r}")
     return data
@@ -176,16 +198,38 @@ def label_loss(config: MaskedConfig, model: Classifier, batch: dict[str, Tensor]
     return {"label": cross_entropy(logits.float(), batch["label"])} | routing_terms(config, routings)
 
 
+def hidden_valid(config: MaskedConfig, data: Dataset) -> tuple[Tensor, Tensor]:
+    """Inputs and targets (N, S) of the validation sentences, the same at every evaluation and for all gates."""
+    return masked(
+        data.valid["tokens"][: config.valid_rows],
+        n_tokens=data.info["n_tokens"],
+        share=config.mask_share,
+        generator=torch.Generator().manual_seed(config.data_seed),
+    )
+
+
+def _guesses(config: MaskedConfig, model: LanguageModel, data: Dataset, device: torch.device) -> list[dict[str, Any]]:
+    """The rows of the curve "guesses"."""
+    inputs, targets = (rows[:_GUESSED].to(device) for rows in hidden_valid(config, data))
+    logits, truth, _ = _predict_hidden(config, model, inputs, targets)
+    probability, token = logits.softmax(-1).topk(min(_GUESSES, logits.shape[1]))
+    decode = data.info["tokenizer"].decode
+    rows = [
+        {"pieces": ["▢" if id_ == MASK else decode([id_]) for id_ in row if id_ != PAD], "hidden": []}
+        for row in inputs.tolist()
+    ]
+    places = (targets != IGNORE).nonzero().tolist()
+    found = (truth.tolist(), token.tolist(), probability.double().round(decimals=4).tolist())
+    for (row, at), right, tokens, values in zip(places, *found, strict=True):
+        top = [[decode([id_]), value] for id_, value in zip(tokens, values, strict=True)]
+        rows[row]["hidden"].append({"at": at, "truth": decode([right]), "top": top})
+    return rows
+
+
 class _MaskedRecorder:
     def __init__(self, config: MaskedConfig, data: Dataset, result: Result, device: torch.device):
         self.config, self.result, self.watch = config, result, GateWatch(config, result)
-        tokens = data.valid["tokens"][: config.valid_rows]
-        inputs, targets = masked(
-            tokens,
-            n_tokens=data.info["n_tokens"],
-            share=config.mask_share,
-            generator=torch.Generator().manual_seed(config.data_seed),
-        )
+        inputs, targets = hidden_valid(config, data)
         self.valid = Batches({"inputs": inputs, "targets": targets}, 256, device=device, keep_on_device=True)
 
     def __call__(self, model: LanguageModel) -> dict[str, float]:
@@ -206,16 +250,29 @@ class _MaskedRecorder:
         return scores | self.watch.write(model, probes.in_order(), step=step)
 
 
-def classify(config: MaskedConfig, model: Classifier, batches: Batches) -> dict[str, float]:
-    """Loss and accuracy of a split."""
-    total = right = count = 0
+def _answers(config: MaskedConfig, model: Classifier, batches: Batches) -> tuple[float, Tensor]:
+    """Mean loss of a split, and which of its rows (N,) are right."""
+    total, right = 0.0, []
     for batch in batches.epoch(0):
         with precision(config, batch["tokens"].device):
             logits, _ = model(batch["tokens"], batch["tokens"] != PAD)
         total += float(cross_entropy(logits.float(), batch["label"], reduction="sum"))
-        right += int((logits.argmax(-1) == batch["label"]).sum())
-        count += len(logits)
-    return {"loss": total / count, "accuracy": right / count}
+        right.append((logits.argmax(-1) == batch["label"]).cpu())
+    return total / batches.n_rows, torch.cat(right)
+
+
+def classify(config: MaskedConfig, model: Classifier, batches: Batches) -> dict[str, float]:
+    """Loss and accuracy of a split."""
+    loss, right = _answers(config, model, batches)
+    return {"loss": loss, "accuracy": int(right.sum()) / len(right)}
+
+
+def _attach_evolution(model: Classifier, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Experts that have not been spawned yet (without pre-training) are in fine-tuning; their state has to follow."""
+    for module in model.modules():
+        if isinstance(module, Evolution):
+            module.attach(optimizer)
+    return optimizer
 
 
 def _train_and_test(config: MaskedConfig, progress: bool, result: Result) -> dict[str, Any]:
@@ -258,6 +315,8 @@ def _train_and_test(config: MaskedConfig, progress: bool, result: Result) -> dic
         trained = [row.get("train_experts", 1.0) for row in history.rows]
         metrics |= {"masked_loss": best["valid_loss"], "masked_accuracy": best["valid_accuracy"]}
         metrics["experts_per_token"] = sum(trained) / len(trained)
+        with evaluating(encoder):
+            result.curves["guesses"] = _guesses(config, encoder, data, device)
     columns = {name: {key: split[key] for key in ("tokens", "label")} for name, split in data.splits.items()}
     train = StepBatches(columns["train"], config.batch_size, steps=config.tune_every, **options)
     valid = Batches(columns["valid"], 256, device=device, keep_on_device=True)
@@ -265,8 +324,11 @@ def _train_and_test(config: MaskedConfig, progress: bool, result: Result) -> dic
         model,
         train,
         partial(label_loss, config),
-        optimizer=torch.optim.AdamW(
-            model.parameters(), lr=config.tune_learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True
+        optimizer=_attach_evolution(
+            model,
+            torch.optim.AdamW(
+                model.parameters(), lr=config.tune_learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True
+            ),
         ),
         coefficients=config.coefficients(label=1.0),
         evaluate=lambda model: {f"valid_{name}": value for name, value in classify(config, model, valid).items()},
@@ -281,14 +343,19 @@ def _train_and_test(config: MaskedConfig, progress: bool, result: Result) -> dic
         resume=True,
     )
     with evaluating(model):
-        found = classify(config, model, Batches(columns["test"], 256, device=device))
+        test_loss, right = _answers(config, model, Batches(columns["test"], 256, device=device))
+    if "domain" in data.test:
+        metrics["accuracy_by_domain"] = {
+            name: float(right[data.test["domain"] == index].double().mean())
+            for index, name in enumerate(data.info["domains"])
+        }
     result.curves.pop("main_expert", None)
     label = data.test["label"]
     most = torch.bincount(data.train["label"]).argmax()
     rows = [*result.curves.get("pretraining", []), *history.rows]
     return metrics | {
-        "test_loss": found["loss"],
-        "test_accuracy": found["accuracy"],
+        "test_loss": test_loss,
+        "test_accuracy": int(right.sum()) / len(right),
         "valid_accuracy": history.rows[history.best_epoch - 1]["valid_accuracy"],
         "constant_accuracy": float((label == most).double().mean()),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),

@@ -14,8 +14,9 @@ Taught in notebook 11.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ EXPERIMENT = "evomoe_translation"
 
 _MULTI30K = {
     "dataset": "multi30k",
+    "data_options": {},
     "n_experts": 4,
     "layers": 3,
     "width": 256,
@@ -61,6 +63,9 @@ _MULTI30K = {
     "learning_rate": 1.5e-3,
     "warmup": 0.25,
     "tau_end": 0.5,  # temperatures of the authors' translation scripts
+    "valid_rows": None,
+    "translated": None,
+    "kept_translations": 20,
     "device": "auto",
 }
 _PROFILES: dict[str, dict[str, Any]] = {
@@ -83,19 +88,22 @@ class TranslationConfig(MixtureConfig):
     """
 
     dataset: str = "planted-pairs"
+    data_options: Mapping[str, Any] = field(default_factory=lambda: {"length": 34})  # the longest has 33 tokens
     n_experts: int = 4
+    layers: int = 1
     moe_every: int = 1
-    width: int = 48
-    heads: int = 4
-    steps: int = 400
-    batch_size: int = 32
-    evaluate_every: int = 50
+    steps: int = 350
+    batch_size: int = 16
+    evaluate_every: int = 70
+    learning_rate: float = 5e-3
+    warmup: float = 0.25
     tau_end: float = 0.5
+    valid_rows: int | None = 100
     label_smoothing: float = 0.1
     beam: int = 5
     length_penalty: float = 1.0
-    translated: int | None = None
-    kept_translations: int = 20
+    translated: int | None = 200
+    kept_translations: int = 200
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -103,6 +111,13 @@ class TranslationConfig(MixtureConfig):
             raise ValueError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
         if self.beam < 1:
             raise ValueError(f"beam must be at least 1, got {self.beam}")
+        if self.length_penalty < 0 or self.kept_translations < 0:
+            raise ValueError(
+                f"length_penalty and kept_translations must not be negative, got {self.length_penalty} and "
+                f"{self.kept_translations}"
+            )
+        if self.translated is not None and self.translated < 1:
+            raise ValueError(f"translated must be at least 1, or None for all; got {self.translated}")
 
     @classmethod
     def profile(cls, name: str, **changes: Any) -> TranslationConfig:
@@ -128,9 +143,14 @@ def run(
     return run_cached(EXPERIMENT, config, partial(_train_and_test, config, progress), root=root, recompute=recompute)
 
 
+@lru_cache(maxsize=1)
+def _load(name: str, seed: int, options: tuple[tuple[str, Any], ...]) -> Dataset:
+    return load(name, seed=seed, **dict(options))
+
+
 def load_pairs(config: TranslationConfig) -> Dataset:
-    """The sentence pairs. ValueError for a data set of another kind."""
-    data = load(config.dataset, seed=config.data_seed, **config.data_options)
+    """The sentence pairs; runs of one process share them. ValueError for a data set of another kind."""
+    data = _load(config.dataset, config.data_seed, tuple(sorted(config.data_options.items())))
     if data.kind != "pairs":
         raise ValueError(f"translation needs a data set of kind 'pairs'; {config.dataset!r} has {data.kind!r}")
     return data

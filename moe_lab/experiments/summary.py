@@ -173,8 +173,8 @@ def exits_summary() -> list[str]:
     text.index = pd.Index([name for name, _ in text.index], name="data")
     return [
         "Accuracy of learned gates minus that of thresholds at the same cost (geometric shares; one shared threshold), "
-        "mean over the prices; coverage and size of prediction sets at a nominal 95 %. Modules trained as *released* are "
-        "exactly those of plain cross entropy, so that only the gates differ.",
+        "mean over the prices; coverage and size of prediction sets at a nominal 95 %. Modules trained as *released* "
+        "are exactly those of plain cross entropy, so that only the gates differ.",
         _markdown(text),
     ]
 
