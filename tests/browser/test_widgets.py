@@ -78,7 +78,8 @@ def test_moving_a_slider_with_the_keyboard_changes_the_figure(server, browser, n
     artefacts = project_root() / "test-artifacts"
     artefacts.mkdir(exist_ok=True)
     try:
-        page.goto(f"{address}lab/tree/{name}.ipynb?token={token}", wait_until="domcontentloaded")
+        # a workspace of its own: the default one brings back the tabs of the test before, hidden
+        page.goto(f"{address}lab/workspaces/{name}/tree/{name}.ipynb?token={token}", wait_until="domcontentloaded")
         page.locator(".jp-Notebook .jp-CodeCell").first.wait_for(timeout=90_000)
         jupyter_server.wait_for_kernel(address, token, f"{name}.ipynb")
         page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").first.wait_for(state="attached")
