@@ -7,26 +7,18 @@ its seed alone.
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
+
+from moe_lab.names import unknown_name
 
 KINDS = ("recommender", "vision", "planted", "text", "sentences", "pairs", "images")
 
 
 class DatasetNotFound(FileNotFoundError):
     """Real data that is not in the cache. The message says how to get it."""
-
-
-def unknown_name(what: str, name: str, valid: Iterable[str]) -> ValueError:
-    """The error for a misspelt name: the nearest valid one, then all of them."""
-    valid = sorted(valid)
-    near = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else "."
-    return ValueError(f"unknown {what} {name!r}{hint} Valid: {', '.join(valid) or 'none'}")
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from moe_lab.datasets import cache
-from moe_lab.datasets.base import Dataset, unknown_name
+from moe_lab.datasets.base import Dataset
 from moe_lab.datasets.books import books
 from moe_lab.datasets.digits import digits_mixture, multidigits
 from moe_lab.datasets.exit_images import moved_digits, planted_difficulty
@@ -21,6 +21,7 @@ from moe_lab.datasets.planted_recommender import planted_recommender
 from moe_lab.datasets.registry import DATASETS
 from moe_lab.datasets.sentences import planted_judgements, sst2
 from moe_lab.datasets.text import planted_text, text_file, tiny_shakespeare
+from moe_lab.names import unknown_name
 
 BUILDERS: dict[str, Callable[..., Dataset]] = {
     "planted-recommender": planted_recommender,

@@ -25,8 +25,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from moe_lab.datasets.base import Dataset, unknown_name
+from moe_lab.datasets.base import Dataset
 from moe_lab.datasets.splits import generators, stratified_split
+from moe_lab.names import unknown_name
 
 FUNCTIONS = ("linear", "signs")
 SIBLINGS = ("tree", "scrambled")

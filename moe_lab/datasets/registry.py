@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from moe_lab.datasets.base import unknown_name
+from moe_lab.names import unknown_name
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ Ids 0 to 4 are special in both: padding, start, end, mask, unknown. Characters t
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Sequence
+
+from moe_lab.names import check_name
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<mask>", "<unk>")
 PAD, START, END, MASK, UNKNOWN = range(len(SPECIAL))
@@ -108,10 +109,7 @@ def train_tokenizer(kind: str, texts: Sequence[str], n_tokens: int = 4096) -> To
     Raises:
         ValueError: unknown kind, with the nearest one; no text at all.
     """
-    if kind not in KINDS:
-        near = difflib.get_close_matches(str(kind), KINDS, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"unknown tokenizer {kind!r}{hint} Valid: {', '.join(KINDS)}")
+    check_name("tokenizer", kind, KINDS)
     if not any(texts):
         raise ValueError("the corpus is empty: nothing to make a vocabulary from")
     return Characters.train(texts) if kind == "characters" else BytePairs.train(texts, n_tokens)

@@ -19,23 +19,19 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from moe_lab.modes import evaluating
+
 
 def gate_multiply_adds(n_classes: int) -> int:
     """9 K + 6."""
     return 9 * n_classes + 6
 
 
-@torch.no_grad()
 def multiply_adds(module: nn.Module, x: Tensor) -> int:
     """Multiply-adds of ``module(x)`` in eval mode, per row of x (its first dimension)."""
-    mode = module.training
-    module.eval()
-    try:
-        # The counter does not see the CPU's fused attention; the plain one does the same products.
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            module(x)
-    finally:
-        module.train(mode)
+    # The counter does not see the CPU's fused attention; the plain one does the same products.
+    with evaluating(module), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        module(x)
     return counter.get_total_flops() // 2 // max(1, x.shape[0])
 
 

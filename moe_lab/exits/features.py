@@ -14,11 +14,12 @@ No gradient reaches the logits: a gate must not change the module that it judges
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 N_FEATURES = 4
-NAMES = ("largest probability", "entropy", "margin", "entropy of squares")
 
 
 def _entropy(logits: Tensor) -> Tensor:
@@ -47,5 +48,5 @@ def uncertainty_features(logits: Tensor, *, scale: bool = False) -> Tensor:
     first, second = logits.softmax(-1).topk(2, -1).values.unbind(-1)
     entropies = _entropy(logits), _entropy(2 * logits)
     if scale:
-        entropies = tuple(entropy / torch.log(torch.tensor(float(logits.shape[-1]))) for entropy in entropies)
+        entropies = tuple(entropy / math.log(logits.shape[-1]) for entropy in entropies)
     return torch.stack((first, entropies[0], first - second, entropies[1]), -1)

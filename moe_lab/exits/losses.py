@@ -22,32 +22,25 @@ Inference modules, given the gates: P_l is the probability of leaving at l, l <=
 
 from __future__ import annotations
 
-import difflib
-
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
+
+from moe_lab.names import check_name
 
 MODES = ("released", "detached", "expected", "single", "uniform")
 BALANCES = ("cumulative", "per_layer", "none")
 _MOST_WEIGHT = 5.0
 
 
-def _check(kind: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        near = difflib.get_close_matches(str(value), known, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"unknown {kind} {value!r}{hint} Valid: {', '.join(known)}")
-
-
 def check_mode(mode: str) -> None:
     """ValueError with the nearest name for an unknown mode of `inference_loss`."""
-    _check("mode", mode, MODES)
+    check_name("mode", mode, MODES)
 
 
 def check_balance(balance: str) -> None:
     """ValueError with the nearest name for an unknown balance of `positive_weights`."""
-    _check("balance", balance, BALANCES)
+    check_name("balance", balance, BALANCES)
 
 
 def best_exits(losses: Tensor, costs: Tensor, price: float | Tensor) -> Tensor:

@@ -9,7 +9,7 @@ by the last bits (products of other shapes round differently).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from moe_lab.exits.features import uncertainty_features
 from moe_lab.exits.gate import ExitGates
 from moe_lab.exits.probability import check_model, exits_taken, leaves_here
+from moe_lab.modes import evaluating
 
 
 @dataclass(frozen=True)
@@ -116,21 +117,15 @@ class MultiExitNetwork(nn.Module):
                 gates.append(self.gates.one(index, uncertainty_features(logits[-1])))
         return torch.stack(logits, 1), torch.stack(gates, 1)
 
-    @torch.no_grad()
     def predict_masked(self, x: Tensor) -> Prediction:
         """The oracle: everything runs, then it is decided. Same answers as `predict`, no time saved."""
-        was_training = self.training
-        self.eval()
-        try:
+        with evaluating(self):
             logits, gate_logits = self.forward(x)
-        finally:
-            self.train(was_training)
         exits = exits_taken(gate_logits.sigmoid(), self.model)
         chosen = logits.gather(1, exits[:, None, None].expand(-1, 1, logits.shape[-1])).squeeze(1)
         rows = (x.shape[0],) * len(self.blocks)
         return Prediction(chosen.float().softmax(-1), exits, self._cost(exits), rows)
 
-    @torch.no_grad()
     def predict(self, x: Tensor, *, compact_from: float = 0.1) -> Prediction:
         """Answer, running each block only on samples that are still inside.
 
@@ -140,16 +135,12 @@ class MultiExitNetwork(nn.Module):
                 costs something too. Rows that have left and are still carried along do not change their answer.
 
         Returns:
-            See `Prediction`. Eval mode is used and the old mode restored.
+            See `Prediction`. Eval mode is used; each module then has its own mode again.
         """
         if not 0 <= compact_from <= 1:
             raise ValueError(f"compact_from is a share, in [0, 1]; got {compact_from}")
-        was_training = self.training
-        self.eval()
-        try:
+        with evaluating(self):
             return self._predict(x, compact_from)
-        finally:
-            self.train(was_training)
 
     def _predict(self, x: Tensor, compact_from: float) -> Prediction:
         n, last = x.shape[0], len(self.blocks) - 1
@@ -183,7 +174,3 @@ class MultiExitNetwork(nn.Module):
 
     def _cost(self, exits: Tensor) -> Tensor | None:
         return None if self.costs is None else self.costs[exits]
-
-
-Policy = Callable[[Tensor], Tensor]
-"""Logits of all exits (N, L, K) -> exits (N,): what a baseline without gates is."""

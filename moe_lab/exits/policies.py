@@ -13,13 +13,12 @@ Thresholds are set on one set of samples and applied to another.
 
 from __future__ import annotations
 
-import difflib
-
 import torch
 from torch import Tensor
 
 from moe_lab.exits.features import uncertainty_features
 from moe_lab.exits.losses import best_exits
+from moe_lab.names import check_name
 
 CONFIDENCES = ("probability", "entropy", "margin")
 
@@ -34,10 +33,7 @@ def confidence(logits: Tensor, kind: str = "probability") -> Tensor:
     Returns:
         (...).
     """
-    if kind not in CONFIDENCES:
-        near = difflib.get_close_matches(str(kind), CONFIDENCES, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"unknown confidence {kind!r}{hint} Valid: {', '.join(CONFIDENCES)}")
+    check_name("confidence", kind, CONFIDENCES)
     features = uncertainty_features(logits)
     return {"probability": features[..., 0], "entropy": -features[..., 1], "margin": features[..., 2]}[kind]
 

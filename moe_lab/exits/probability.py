@@ -21,20 +21,17 @@ closed form decides the same without dividing. It also never forms p_L.
 
 from __future__ import annotations
 
-import difflib
-
 import torch
 from torch import Tensor
+
+from moe_lab.names import check_name
 
 MODELS = ("direct", "stick_breaking", "cumulative")
 
 
 def check_model(model: str) -> None:
     """ValueError with the nearest name for an unknown exit model."""
-    if model not in MODELS:
-        near = difflib.get_close_matches(str(model), MODELS, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"unknown exit model {model!r}{hint} Valid: {', '.join(MODELS)}")
+    check_name("exit model", model, MODELS)
 
 
 def exit_probabilities(gates: Tensor, model: str = "direct") -> Tensor:

@@ -16,7 +16,7 @@ Taught in notebook 03.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ from moe_lab.models import TwoTaskRecommender, recommender_adam
 from moe_lab.results import Result, run_cached
 from moe_lab.routing import sum_losses
 from moe_lab.runtime import pick_device
-from moe_lab.train import FitConfig, evaluating, fit
+from moe_lab.train import FitConfig, History, evaluating, fit
 
 EXPERIMENT = "comet_recommender"
 _EVALUATION_ROWS = 4096  # per forward pass; results are exact means, so the number is only a matter of memory
@@ -184,6 +184,31 @@ def _permutation_health(permutation: Permutation) -> dict[str, Any]:
     }
 
 
+def train_recommender(
+    config: RecommenderConfig,
+    model: TwoTaskRecommender,
+    train: Batches,
+    evaluate: Callable[[TwoTaskRecommender], dict[str, float]],
+    result: Result,
+    progress: bool,
+) -> History:
+    """`fit` with the settings of the config; goes on from the checkpoint."""
+    with warnings.catch_warnings():
+        # Not lost: the permutation curve says ``agreed``.
+        warnings.filterwarnings("ignore", message="local search ended undecided")
+        return fit(
+            model,
+            train,
+            two_task_loss,
+            optimizer=recommender_adam(model, config.learning_rate),
+            coefficients=config.coefficients(),
+            evaluate=evaluate,
+            config=FitConfig(epochs=config.epochs, patience=config.patience, progress=progress),
+            result=result,
+            resume=True,
+        )
+
+
 def _train_and_test(config: RecommenderConfig, progress: bool, result: Result) -> dict[str, Any]:
     device = pick_device(config.device)
     data = load_data(config)
@@ -211,20 +236,7 @@ def _train_and_test(config: RecommenderConfig, progress: bool, result: Result) -
     if "routing" not in result.curves:
         with evaluating(model):
             evaluate(model)  # epoch 0: how the gate routes before it has learned anything
-    with warnings.catch_warnings():
-        # Not lost: the permutation curve says ``agreed``.
-        warnings.filterwarnings("ignore", message="local search ended undecided")
-        history = fit(
-            model,
-            train,
-            two_task_loss,
-            optimizer=recommender_adam(model, config.learning_rate),
-            coefficients=config.coefficients(),
-            evaluate=evaluate,
-            config=FitConfig(epochs=config.epochs, patience=config.patience, progress=progress),
-            result=result,
-            resume=True,
-        )
+    history = train_recommender(config, model, train, evaluate, result, progress)
     seconds = [row["seconds"] for row in history.rows]
     return {
         "best_epoch": history.best_epoch,

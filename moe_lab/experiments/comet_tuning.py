@@ -15,7 +15,6 @@ Taught in notebook 06.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,6 +24,7 @@ from typing import Any
 from moe_lab.experiments import comet_recommender
 from moe_lab.experiments.parallel import in_parallel
 from moe_lab.experiments.recommender_config import RecommenderConfig
+from moe_lab.experiments.settings import profile_settings
 from moe_lab.gates.build import check_gate_name
 from moe_lab.results import Result, run_cached
 from moe_lab.search_spaces import search_space
@@ -80,12 +80,12 @@ class TuningConfig:
 
     @classmethod
     def profile(cls, name: str, **changes: Any) -> TuningConfig:
-        """The settings of a profile, some of them changed."""
-        if name not in _PROFILES:
-            near = difflib.get_close_matches(name, _PROFILES, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"unknown profile {name!r}{hint} Valid: {', '.join(_PROFILES)}")
-        return cls(**{**_PROFILES[name], **changes})
+        """The settings of a profile, some of them changed.
+
+        Raises:
+            ValueError: unknown profile or field, with the nearest valid name.
+        """
+        return cls(**profile_settings(cls, _PROFILES, name, changes))
 
     def trial(self, gate: str, index: int, drawn: Mapping[str, Any]) -> RecommenderConfig:
         """The config of one trial."""

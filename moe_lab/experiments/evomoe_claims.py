@@ -87,7 +87,8 @@ def speedups(results: Sequence[Result], gate: str, base: str = "switch", x: str 
     Args:
         results: of `evomoe_language`, one per gate and seed.
         gate, base: gates; seeds that only one of them was run with are left out.
-        x: "step", "flops" or "seconds" (which include evaluations, two of them per row for "dts" and "evomoe").
+        x: "step", "flops" or "seconds" (which include evaluations; the recorded runs of "dts" and "evomoe" were
+            evaluated twice throughout, now only the soft phase is).
 
     Returns:
         s > 0, above 1 if ``gate`` is faster; 0.0: never.

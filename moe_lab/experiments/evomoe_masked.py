@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +25,24 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from moe_lab.batches import Batches, StepBatches
-from moe_lab.datasets import Dataset, load
+from moe_lab.batches import Batches
+from moe_lab.datasets import Dataset
 from moe_lab.datasets.masking import IGNORE, masked
 from moe_lab.datasets.tokens import MASK, PAD
 from moe_lab.experiments.mixture_config import MixtureConfig
 from moe_lab.experiments.mixture_training import (
     GateWatch,
-    Probes,
     evolve,
-    fit_config,
+    followed,
     gate_factory,
-    make_optimizer,
+    mean_experts,
     precision,
     routing_terms,
+    step_batches,
     token_counts,
+    train_mixture,
 )
-from moe_lab.experts.evolve import Evolution
+from moe_lab.experiments.settings import load_of_kind, profile_settings
 from moe_lab.models.language import Classifier, LanguageModel
 from moe_lab.results import Result, run_cached
 from moe_lab.runtime import pick_device
@@ -54,7 +55,7 @@ _GUESSED, _GUESSES = 24, 5  # validation sentences, tokens per hidden place
 _PROFILES: dict[str, dict[str, Any]] = {
     # Right or wrong sentences of four little languages: seconds per gate.
     "quick": {},
-    # SST-2 from scratch: about a minute and a half per gate on a GPU.
+    # SST-2 from scratch: one to three minutes per gate where seven runs share a GPU.
     "standard": {
         "dataset": "sst2",
         "data_options": {"length": 40},
@@ -138,7 +139,7 @@ class MaskedConfig(MixtureConfig):
         Raises:
             ValueError: unknown profile or field, with the nearest valid name.
         """
-        return cls._from_profile(_PROFILES, name, changes)
+        return cls(**profile_settings(cls, _PROFILES, name, changes))
 
 
 def run(
@@ -156,17 +157,9 @@ def run(
     return run_cached(EXPERIMENT, config, partial(_train_and_test, config, progress), root=root, recompute=recompute)
 
 
-@lru_cache(maxsize=1)
-def _load(name: str, seed: int, options: tuple[tuple[str, Any], ...]) -> Dataset:
-    return load(name, seed=seed, **dict(options))
-
-
 def load_sentences(config: MaskedConfig) -> Dataset:
-    """The sentences; runs of one process share them. ValueError for a data set of another kind."""
-    data = _load(config.dataset, config.data_seed, tuple(sorted(config.data_options.items())))
-    if data.kind != "sentences":
-        raise ValueError(f"fine-tuning needs a data set of kind 'sentences'; {config.dataset!r} has {data.kind!r}")
-    return data
+    """The sentences. ValueError for a data set of another kind."""
+    return load_of_kind(config, "sentences", "fine-tuning")
 
 
 def _predict_hidden(
@@ -226,28 +219,16 @@ def _guesses(config: MaskedConfig, model: LanguageModel, data: Dataset, device: 
     return rows
 
 
-class _MaskedRecorder:
-    def __init__(self, config: MaskedConfig, data: Dataset, result: Result, device: torch.device):
-        self.config, self.result, self.watch = config, result, GateWatch(config, result)
-        inputs, targets = hidden_valid(config, data)
-        self.valid = Batches({"inputs": inputs, "targets": targets}, 256, device=device, keep_on_device=True)
-
-    def __call__(self, model: LanguageModel) -> dict[str, float]:
-        step = min(self.config.evaluate_every * (len(self.result.curves.get("pretraining", [])) + 1), self.config.steps)
-        return self.look(model, step)
-
-    def look(self, model: LanguageModel, step: int) -> dict[str, float]:
-        self.watch.start()
-        total = right = count = 0
-        with Probes(model) as probes:
-            for batch in self.valid.epoch(0):
-                logits, hidden, routings = _predict_hidden(self.config, model, batch["inputs"], batch["targets"])
-                total += float(cross_entropy(logits, hidden, reduction="sum"))
-                right += int((logits.argmax(-1) == hidden).sum())
-                count += len(hidden)
-                self.watch.add(routings)
-        scores = {"valid_loss": total / count, "valid_accuracy": right / count}
-        return scores | self.watch.write(model, probes.in_order(), step=step)
+def _measure(config: MaskedConfig, valid: Batches, model: LanguageModel, watch: GateWatch) -> dict[str, float]:
+    """Loss and accuracy on hidden tokens."""
+    total = right = count = 0
+    for batch in valid.epoch(0):
+        logits, hidden, routings = _predict_hidden(config, model, batch["inputs"], batch["targets"])
+        total += float(cross_entropy(logits, hidden, reduction="sum"))
+        right += int((logits.argmax(-1) == hidden).sum())
+        count += len(hidden)
+        watch.add(routings)
+    return {"valid_loss": total / count, "valid_accuracy": right / count}
 
 
 def _answers(config: MaskedConfig, model: Classifier, batches: Batches) -> tuple[float, Tensor]:
@@ -267,19 +248,10 @@ def classify(config: MaskedConfig, model: Classifier, batches: Batches) -> dict[
     return {"loss": loss, "accuracy": int(right.sum()) / len(right)}
 
 
-def _attach_evolution(model: Classifier, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """Experts that have not been spawned yet (without pre-training) are in fine-tuning; their state has to follow."""
-    for module in model.modules():
-        if isinstance(module, Evolution):
-            module.attach(optimizer)
-    return optimizer
-
-
 def _train_and_test(config: MaskedConfig, progress: bool, result: Result) -> dict[str, Any]:
     device = pick_device(config.device)
     data = load_sentences(config)
     n_tokens = data.info["n_tokens"]
-    options = {"shuffle": True, "seed": config.seed, "device": device, "keep_on_device": True}
     encoder = LanguageModel(
         config.size(n_tokens, data.info["length"]),
         causal=False,
@@ -291,44 +263,36 @@ def _train_and_test(config: MaskedConfig, progress: bool, result: Result) -> dic
     model = Classifier(encoder, data.info["n_classes"]).to(device)
     metrics: dict[str, Any] = {}
     if config.pretrain:
-        recorder = _MaskedRecorder(config, data, result, device)
-        if not result.curves.get("pretraining") and not list(result.path.parent.glob(f"{result.path.stem}*.ckpt")):
-            result.curves.clear()  # of a process that was killed before its first checkpoint
-            with evaluating(encoder):
-                recorder.look(encoder, 0)
-        sentences = StepBatches(
-            {"tokens": data.train["tokens"]}, config.batch_size, steps=config.evaluate_every, **options
-        )
-        history = fit(
+        inputs, targets = hidden_valid(config, data)
+        valid = Batches({"inputs": inputs, "targets": targets}, 256, device=device, keep_on_device=True)
+        history = train_mixture(
+            config,
             encoder,
-            sentences,
+            {"tokens": data.train["tokens"]},
             partial(masked_loss, config, n_tokens),
-            optimizer=make_optimizer(encoder, config),
-            coefficients=config.coefficients(hidden=1.0),
-            evaluate=recorder,
-            config=fit_config(config, progress=progress),
-            result=result,
+            partial(_measure, config, valid),
+            result,
+            task="hidden",
             curve="pretraining",
-            resume=True,
+            progress=progress,
         )
         best = history.rows[history.best_epoch - 1]
-        trained = [row.get("train_experts", 1.0) for row in history.rows]
         metrics |= {"masked_loss": best["valid_loss"], "masked_accuracy": best["valid_accuracy"]}
-        metrics["experts_per_token"] = sum(trained) / len(trained)
+        metrics["experts_per_token"] = mean_experts(history)
         with evaluating(encoder):
             result.curves["guesses"] = _guesses(config, encoder, data, device)
     columns = {name: {key: split[key] for key in ("tokens", "label")} for name, split in data.splits.items()}
-    train = StepBatches(columns["train"], config.batch_size, steps=config.tune_every, **options)
+    train = step_batches(config, columns["train"], config.tune_every, device)
     valid = Batches(columns["valid"], 256, device=device, keep_on_device=True)
     history = fit(
         model,
         train,
         partial(label_loss, config),
-        optimizer=_attach_evolution(
-            model,
+        optimizer=followed(  # without pre-training the experts are spawned here
             torch.optim.AdamW(
                 model.parameters(), lr=config.tune_learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True
             ),
+            model,
         ),
         coefficients=config.coefficients(label=1.0),
         evaluate=lambda model: {f"valid_{name}": value for name, value in classify(config, model, valid).items()},
@@ -349,7 +313,6 @@ def _train_and_test(config: MaskedConfig, progress: bool, result: Result) -> dic
             name: float(right[data.test["domain"] == index].double().mean())
             for index, name in enumerate(data.info["domains"])
         }
-    result.curves.pop("main_expert", None)
     label = data.test["label"]
     most = torch.bincount(data.train["label"]).argmax()
     rows = [*result.curves.get("pretraining", []), *history.rows]

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,27 +24,27 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from moe_lab.batches import Batches, StepBatches
-from moe_lab.datasets import Dataset, load
+from moe_lab.batches import Batches
+from moe_lab.datasets import Dataset
 from moe_lab.datasets.tokens import PAD
 from moe_lab.experiments.mixture_config import MixtureConfig
 from moe_lab.experiments.mixture_training import (
     GateWatch,
-    Probes,
     evolve,
-    fit_config,
     gate_factory,
-    make_optimizer,
+    mean_experts,
     precision,
     routing_terms,
     token_counts,
+    train_mixture,
 )
+from moe_lab.experiments.settings import load_of_kind, profile_settings
 from moe_lab.metrics.translation import corpus_bleu, detokenised
 from moe_lab.models.generate import beam_search
 from moe_lab.models.language import Translator
 from moe_lab.results import Result, run_cached
 from moe_lab.runtime import pick_device
-from moe_lab.train import evaluating, fit
+from moe_lab.train import evaluating
 
 EXPERIMENT = "evomoe_translation"
 
@@ -126,7 +126,7 @@ class TranslationConfig(MixtureConfig):
         Raises:
             ValueError: unknown profile or field, with the nearest valid name.
         """
-        return cls._from_profile(_PROFILES, name, changes)
+        return cls(**profile_settings(cls, _PROFILES, name, changes))
 
 
 def run(
@@ -143,17 +143,9 @@ def run(
     return run_cached(EXPERIMENT, config, partial(_train_and_test, config, progress), root=root, recompute=recompute)
 
 
-@lru_cache(maxsize=1)
-def _load(name: str, seed: int, options: tuple[tuple[str, Any], ...]) -> Dataset:
-    return load(name, seed=seed, **dict(options))
-
-
 def load_pairs(config: TranslationConfig) -> Dataset:
-    """The sentence pairs; runs of one process share them. ValueError for a data set of another kind."""
-    data = _load(config.dataset, config.data_seed, tuple(sorted(config.data_options.items())))
-    if data.kind != "pairs":
-        raise ValueError(f"translation needs a data set of kind 'pairs'; {config.dataset!r} has {data.kind!r}")
-    return data
+    """The sentence pairs. ValueError for a data set of another kind."""
+    return load_of_kind(config, "pairs", "translation")
 
 
 def _forward(config: TranslationConfig, model: Translator, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, list]:
@@ -188,21 +180,8 @@ def score_tokens(
     return {"loss": total / count, "accuracy": right / count}
 
 
-class _Recorder:
-    def __init__(self, config: TranslationConfig, valid: Batches, result: Result):
-        self.config, self.valid, self.result, self.watch = config, valid, result, GateWatch(config, result)
-
-    def __call__(self, model: Translator) -> dict[str, float]:
-        step = min(self.config.evaluate_every * (len(self.result.curves.get("epochs", [])) + 1), self.config.steps)
-        return self.look(model, step)
-
-    def look(self, model: Translator, step: int) -> dict[str, float]:
-        self.watch.start()
-        with Probes(model) as probes:
-            scores = score_tokens(self.config, model, self.valid, self.watch)
-        return {f"valid_{name}": value for name, value in scores.items()} | self.watch.write(
-            model, probes.in_order(), step=step
-        )
+def _measure(config: TranslationConfig, valid: Batches, model: Translator, watch: GateWatch) -> dict[str, float]:
+    return {f"valid_{name}": value for name, value in score_tokens(config, model, valid, watch).items()}
 
 
 def _train_and_test(config: TranslationConfig, progress: bool, result: Result) -> dict[str, Any]:
@@ -210,15 +189,6 @@ def _train_and_test(config: TranslationConfig, progress: bool, result: Result) -
     data = load_pairs(config)
     n_tokens, length = data.info["n_tokens"], data.info["length"]
     columns = {name: {key: split[key] for key in ("source", "target")} for name, split in data.splits.items()}
-    train = StepBatches(
-        columns["train"],
-        config.batch_size,
-        steps=config.evaluate_every,
-        shuffle=True,
-        seed=config.seed,
-        device=device,
-        keep_on_device=True,
-    )
     valid = Batches(
         {key: values[: config.valid_rows] for key, values in columns["valid"].items()},
         128,
@@ -233,21 +203,16 @@ def _train_and_test(config: TranslationConfig, progress: bool, result: Result) -
     )
     evolve(model, config)
     model.to(device)
-    recorder = _Recorder(config, valid, result)
-    if not result.checkpoint_path.exists():
-        result.curves.clear()  # of a process that was killed before its first checkpoint
-        with evaluating(model):
-            recorder.look(model, 0)
-    history = fit(
+    history = train_mixture(
+        config,
         model,
-        train,
+        columns["train"],
         partial(translation_loss, config),
-        optimizer=make_optimizer(model, config),
-        coefficients=config.coefficients(token=1.0),
-        evaluate=recorder,
-        config=fit_config(config, schedule="inverse_sqrt", progress=progress),
-        result=result,
-        resume=True,
+        partial(_measure, config, valid),
+        result,
+        task="token",
+        schedule="inverse_sqrt",
+        progress=progress,
     )
     test = {key: values[: config.translated] for key, values in columns["test"].items()}
     with evaluating(model):
@@ -256,14 +221,12 @@ def _train_and_test(config: TranslationConfig, progress: bool, result: Result) -
     references = data.info["references"]["test"][: config.translated]
     sources = data.info["sources"]["test"][: config.translated]
     bleu, signature = corpus_bleu(hypotheses, references)
-    result.curves.pop("main_expert", None)
     result.curves["translations"] = [
         {"source": source, "reference": reference, "hypothesis": hypothesis}
         for source, reference, hypothesis in list(zip(sources, references, hypotheses, strict=True))[
             : config.kept_translations
         ]
     ]
-    trained = [row.get("train_experts", 1.0) for row in history.rows]
     return {
         "bleu": bleu,
         "bleu_signature": signature,
@@ -272,7 +235,7 @@ def _train_and_test(config: TranslationConfig, progress: bool, result: Result) -
         "exact": sum(h == r for h, r in zip(hypotheses, references, strict=True)) / len(references),
         "best_loss": history.best_value,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "experts_per_token": sum(trained) / len(trained),
+        "experts_per_token": mean_experts(history),
         "seconds": sum(row["seconds"] for row in history.rows),
     }
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from moe_lab.datasets.base import unknown_name
 from moe_lab.exits.joint import Phases
 from moe_lab.exits.losses import check_balance, check_mode
 from moe_lab.exits.probability import check_model
+from moe_lab.experiments.settings import profile_settings
 
 _PROFILES: dict[str, dict[str, Any]] = {
     # Embedded digits, a small transformer: half a minute.
@@ -108,12 +108,7 @@ class JeiConfig:
         Raises:
             ValueError: unknown profile or field, with the nearest valid name.
         """
-        if name not in _PROFILES:
-            raise unknown_name("profile", name, _PROFILES)
-        for key in changes:
-            if key not in cls.__dataclass_fields__:
-                raise unknown_name("field of JeiConfig", key, cls.__dataclass_fields__)
-        return cls(**{**_PROFILES[name], **changes})
+        return cls(**profile_settings(cls, _PROFILES, name, changes))
 
     @property
     def phases(self) -> Phases:

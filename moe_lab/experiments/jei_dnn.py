@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from moe_lab.batches import Batches, StepBatches
-from moe_lab.datasets import Dataset, load
+from moe_lab.datasets import Dataset
 from moe_lab.exits import exit_costs
 from moe_lab.exits.joint import JointExits
 from moe_lab.exits.policies import (
@@ -44,6 +44,7 @@ from moe_lab.exits.policies import (
     static_exits,
 )
 from moe_lab.experiments.jei_config import JeiConfig
+from moe_lab.experiments.settings import load_of_kind
 from moe_lab.metrics.calibration import double_softmax, expected_calibration_error
 from moe_lab.metrics.conformal import coverage_and_size, exit_quantiles, prediction_sets
 from moe_lab.models.vit import VisionTransformer
@@ -68,10 +69,7 @@ def run(config: JeiConfig, *, root: Path | str | None = None, recompute: bool = 
 
 def load_images(config: JeiConfig) -> Dataset:
     """The images. ValueError for a data set of another kind."""
-    data = load(config.dataset, seed=config.data_seed, **config.data_options)
-    if data.kind != "images":
-        raise ValueError(f"early exits need a data set of kind 'images'; {config.dataset!r} has {data.kind!r}")
-    return data
+    return load_of_kind(config, "images", "an experiment with early exits")
 
 
 def build_backbone(config: JeiConfig, data: Dataset) -> VisionTransformer:
@@ -252,17 +250,17 @@ def _baseline_exits(
 ) -> Iterator[tuple[str, float, dict[str, Tensor]]]:
     """(method, setting, exits per part); thresholds come from part "thresholds"."""
     sure = {name: confidence(logits) for name, (logits, _) in by_part.items()}
+    known = sure["thresholds"].cpu()
     for level in range(len(costs)):
         yield "static", level, {name: static_exits(len(c), level).to(c.device) for name, c in sure.items()}
     for rho in config.rhos:
-        thresholds = geometric_thresholds(sure["thresholds"].cpu(), rho)
+        thresholds = geometric_thresholds(known, rho)
         yield (
             "geometric",
             rho,
             {name: apply_thresholds(c, thresholds.to(c.device)) for name, c in sure.items()},
         )
-    for threshold in torch.quantile(sure["thresholds"].flatten(), torch.linspace(0.05, 0.95, 13).to(costs.device)):
-        value = float(threshold)
+    for value in torch.quantile(known.flatten(), torch.linspace(0.05, 0.95, 13)).tolist():
         yield "shared", value, {name: shared_threshold_exits(c.cpu(), value).to(c.device) for name, c in sure.items()}
     losses = {
         name: -logits.log_softmax(-1).gather(-1, labels[:, None, None].expand(-1, logits.shape[1], 1)).squeeze(-1)

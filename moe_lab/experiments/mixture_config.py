@@ -18,12 +18,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from moe_lab.datasets.base import unknown_name
 from moe_lab.gates import (
     BaseLayerGate,
     DenseToSparseGate,
@@ -37,6 +36,7 @@ from moe_lab.gates import (
     TopKGate,
 )
 from moe_lab.models.language import TransformerSize
+from moe_lab.names import check_name
 from moe_lab.train import LearningRate
 
 GATES = (
@@ -134,10 +134,8 @@ class MixtureConfig:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        if self.gate not in GATES:
-            raise unknown_name("gate", self.gate, GATES)
-        if self.precision not in PRECISIONS:
-            raise unknown_name("precision", self.precision, PRECISIONS)
+        check_name("gate", self.gate, GATES)
+        check_name("precision", self.precision, PRECISIONS)
         if self.gate != "dense" and self.n_experts < 2:
             raise ValueError(f"n_experts must be at least 2, got {self.n_experts}; one expert for all is gate 'dense'")
         for name in ("steps", "batch_size", "evaluate_every"):
@@ -166,15 +164,6 @@ class MixtureConfig:
             raise ValueError(f"valid_rows must be at least 1, or None for all; got {self.valid_rows}")
         if self.gate in ("dts", "evomoe"):
             self.temperature  # noqa: B018 - a schedule that cannot be is refused here, not after the data are loaded
-
-    @classmethod
-    def _from_profile(cls, profiles: Mapping[str, dict[str, Any]], name: str, changes: dict[str, Any]) -> Self:
-        if name not in profiles:
-            raise unknown_name("profile", name, profiles)
-        for key in changes:
-            if key not in cls.__dataclass_fields__:
-                raise unknown_name(f"field of {cls.__name__}", key, cls.__dataclass_fields__)
-        return cls(**{**profiles[name], **changes})
 
     def steps_of(self, share: str) -> int:
         """A share in steps: ``steps_of("soft_share")``."""

@@ -5,13 +5,16 @@ Legend: B batch, S sequence, T tokens, E experts, L mixtures.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
+from moe_lab.batches import StepBatches
 from moe_lab.experiments.mixture_config import MixtureConfig, make_gate
 from moe_lab.experts.evolve import Evolution, expert_distances
 from moe_lab.gates import DenseToSparseGate
@@ -19,7 +22,7 @@ from moe_lab.metrics.routing import RoutingTally
 from moe_lab.models.transformer import GateFactory, MixtureFeedForward
 from moe_lab.results import Result
 from moe_lab.routing import Routing, sum_losses
-from moe_lab.train import FitConfig
+from moe_lab.train import FitConfig, History, evaluating, fit
 
 _PROBES = 256  # tokens on which experts are compared
 _FOLLOWED = 2048  # validation tokens whose expert is remembered from one evaluation to the next
@@ -71,21 +74,21 @@ def make_optimizer(model: nn.Module, config: MixtureConfig) -> torch.optim.AdamW
         is_matrix = parameter.dim() > 1 and "bias" not in name and "embedding" not in name
         (decayed if is_matrix else others).append(parameter)
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98), fused=True)
+    return followed(torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98), fused=True), model)
+
+
+def followed(optimizer: Optimizer, model: nn.Module) -> Optimizer:
+    """The optimiser, told to the modules that spawn experts: its state has to follow."""
     for module in model.modules():
         if isinstance(module, Evolution):
             module.attach(optimizer)
     return optimizer
 
 
-def fit_config(config: MixtureConfig, *, steps: int | None = None, schedule: str = "cosine", **options) -> FitConfig:
-    """``steps`` optimiser steps (default: the config's), whatever the number of passes."""
-    return FitConfig(
-        epochs=None,
-        max_steps=config.steps if steps is None else steps,
-        clip_norm=config.clip_norm,
-        learning_rate=config.learning_rates(schedule),
-        **options,
+def step_batches(config: MixtureConfig, arrays: dict[str, Tensor], steps: int, device: torch.device) -> StepBatches:
+    """Training batches, ``steps`` of them between two evaluations."""
+    return StepBatches(
+        arrays, config.batch_size, steps=steps, shuffle=True, seed=config.seed, device=device, keep_on_device=True
     )
 
 
@@ -121,9 +124,12 @@ class GateWatch:
     Example::
 
         watch = GateWatch(config, result)
-        with watch.looking(model):
-            for batch in valid: model(batch)          # Routings are handed over by watch.add
-        watch.write(step)
+        watch.start()
+        with Probes(model) as probes:
+            for batch in valid:
+                logits, routings = model(batch)
+                watch.add(routings)
+        watch.write(model, probes.in_order(), step=step)
     """
 
     def __init__(self, config: MixtureConfig, result: Result):
@@ -153,8 +159,8 @@ class GateWatch:
             return {}
         before = self.result.curves.get("main_expert", [])
         rows = []
-        for layer, (tally, main, weights) in enumerate(zip(self.tallies, self.main, self.watched, strict=True)):
-            summary = tally.summary()
+        summaries = [tally.summary() for tally in self.tallies]
+        for layer, (summary, main, weights) in enumerate(zip(summaries, self.main, self.watched, strict=True)):
             del summary["histogram"], summary["mass_error"]
             now = torch.cat(main)[:_FOLLOWED]
             changed = None
@@ -171,10 +177,9 @@ class GateWatch:
             n = mixture.moe.experts.n_experts
             means = {name: float(values.sum() / max(1, n * (n - 1))) for name, values in distances.items()}
             self.result.log("distances", layer=layer, **where, **means)
-        summaries = [tally.summary() for tally in self.tallies]
         return {
             "valid_experts": sum(summary["experts_mean"] for summary in summaries) / len(summaries),
-            "valid_max_load": max(max(s["load"]) * len(s["load"]) for s in summaries),
+            "valid_max_load": max(summary["max_over_mean"] for summary in summaries),
         }
 
 
@@ -205,18 +210,119 @@ class Probes:
         return [self.inputs[index].float() for index in range(len(self.mixtures))]
 
 
-def with_inference(model: nn.Module, rule: str) -> Callable[[], None]:
-    """Let all dense-to-sparse gates of the model infer by ``rule`` ("topk" or "matched"); returns what undoes it."""
-    gates = [module for module in model.modules() if isinstance(module, DenseToSparseGate)]
-    before = [gate.inference for gate in gates]
-    for gate in gates:
-        gate.inference = rule
+def _sparse_gates(model: nn.Module) -> list[DenseToSparseGate]:
+    return [module for module in model.modules() if isinstance(module, DenseToSparseGate)]
 
-    def undo() -> None:
-        for gate, old in zip(gates, before, strict=True):
+
+def rules_differ(model: nn.Module) -> bool:
+    """The rule of the current phase is another one than top-1: a dense-to-sparse gate is in its soft phase."""
+    return any(gate.phase == "soft" for gate in _sparse_gates(model))
+
+
+@contextmanager
+def inference(model: nn.Module, rule: str) -> Iterator[None]:
+    """Inside the block all dense-to-sparse gates of the model infer by ``rule``, "topk" or "matched"."""
+    before = [(gate, gate.inference) for gate in _sparse_gates(model)]
+    try:
+        for gate, _ in before:
+            gate.inference = rule
+        yield
+    finally:
+        for gate, old in before:
             gate.inference = old
 
-    return undo
+
+Measure = Callable[[Any, GateWatch], dict[str, float]]
+"""Model, watch -> scores of the validation set; hands the Routings to the watch."""
+
+
+class Recorder:
+    """What `fit` asks for at each evaluation: scores of the validation set, and rows of the gates' curves.
+
+    Args:
+        config: of the run.
+        result: gets the rows.
+        measure: see `Measure`.
+        curve: of `fit`, whose rows say how far the run is.
+    """
+
+    def __init__(self, config: MixtureConfig, result: Result, measure: Measure, curve: str = "epochs"):
+        self.config, self.result, self.measure, self.curve = config, result, measure, curve
+        self.watch = GateWatch(config, result)
+
+    def __call__(self, model: nn.Module) -> dict[str, float]:
+        """Scores at the next evaluation."""
+        evaluations = len(self.result.curves.get(self.curve, [])) + 1
+        return self.look(model, min(evaluations * self.config.evaluate_every, self.config.steps))
+
+    def look(self, model: nn.Module, step: int) -> dict[str, float]:
+        """The same, saying at which step."""
+        self.watch.start()
+        with Probes(model) as probes:
+            scores = self.measure(model, self.watch)
+        return scores | self.watch.write(model, probes.in_order(), step=step)
+
+
+def train_mixture(
+    config: MixtureConfig,
+    model: nn.Module,
+    arrays: dict[str, Tensor],
+    loss: Callable[[Any, dict[str, Tensor]], dict[str, Tensor]],
+    measure: Measure,
+    result: Result,
+    *,
+    task: str,
+    curve: str = "epochs",
+    schedule: str = "cosine",
+    progress: bool = True,
+) -> History:
+    """``config.steps`` steps, whatever the number of passes; goes on from the checkpoint of ``curve``.
+
+    Args:
+        config: of the run.
+        model: on its device.
+        arrays: the training split.
+        loss: see `fit`.
+        measure: see `Measure`; step 0, before training, is measured too.
+        result: gets the curves.
+        task: name of the task's term in the loss; its coefficient is 1.
+        curve: see `fit`.
+        schedule: of the learning rate.
+        progress: show a bar.
+    """
+    recorder = Recorder(config, result, measure, curve)
+    if not result.checkpoint_of(curve).exists():
+        result.curves.clear()  # of a process that was killed before its first checkpoint
+        with evaluating(model):
+            recorder.look(model, 0)
+    history = fit(
+        model,
+        step_batches(config, arrays, config.evaluate_every, next(model.parameters()).device),
+        loss,
+        optimizer=make_optimizer(model, config),
+        coefficients=config.coefficients(**{task: 1.0}),
+        evaluate=recorder,
+        config=FitConfig(
+            epochs=None,
+            max_steps=config.steps,
+            clip_norm=config.clip_norm,
+            learning_rate=config.learning_rates(schedule),
+            progress=progress,
+        ),
+        result=result,
+        curve=curve,
+        resume=True,
+    )
+    result.curves.pop("main_expert", None)  # only needed to compare two evaluations
+    return history
+
+
+def mean_experts(history: History) -> float:
+    """Experts per token, mean over the steps of training."""
+    steps = [0, *(row["step"] for row in history.rows)]
+    lengths = [later - sooner for sooner, later in pairwise(steps)]
+    experts = [row.get("train_experts", 1.0) for row in history.rows]
+    return sum(n * k for n, k in zip(lengths, experts, strict=True)) / steps[-1]
 
 
 def phase_curve(config: MixtureConfig, points: int = 400) -> dict[str, list]:

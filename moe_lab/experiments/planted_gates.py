@@ -20,7 +20,7 @@ from torch import Tensor
 
 from moe_lab import datasets
 from moe_lab.batches import Batches
-from moe_lab.datasets.base import Dataset, unknown_name
+from moe_lab.datasets.base import Dataset
 from moe_lab.datasets.planted_tiles import planted_tiles
 from moe_lab.experts.mlp import MLPExperts
 from moe_lab.experts.moe import MoE
@@ -29,6 +29,7 @@ from moe_lab.gates.base import Gate
 from moe_lab.gates.build import build_gate, check_gate_name
 from moe_lab.metrics.agreement import agreement, confusion
 from moe_lab.metrics.routing import RoutingTally
+from moe_lab.names import unknown_name
 from moe_lab.results import Result, run_cached
 from moe_lab.train import FitConfig, fit
 

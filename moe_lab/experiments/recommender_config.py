@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from moe_lab.experiments.settings import profile_settings
 from moe_lab.gates.build import check_gate_name
 
 TASKS = ("watch", "rating")
@@ -134,13 +134,7 @@ class RecommenderConfig:
         Raises:
             ValueError: unknown profile or field, with the nearest valid name.
         """
-        _check_profile(name)
-        for key in changes:
-            if key not in cls.__dataclass_fields__:
-                near = difflib.get_close_matches(key, cls.__dataclass_fields__, 1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise ValueError(f"RecommenderConfig has no field {key!r}{hint}")
-        return cls(**{**_PROFILES[name], **changes})
+        return cls(**profile_settings(cls, _PROFILES, name, changes))
 
     @property
     def task_weights(self) -> dict[str, float]:
@@ -160,10 +154,3 @@ class RecommenderConfig:
         if self.gate.endswith("+"):
             terms["permutation"] = self.permutation_weight
         return terms
-
-
-def _check_profile(name: str) -> None:
-    if name not in _PROFILES:
-        near = difflib.get_close_matches(name, _PROFILES, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"unknown profile {name!r}{hint} Valid: {', '.join(_PROFILES)}")

@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ class Recording:
 
     Attributes:
         configs: options of the command line -> configs to run.
-        run: (config, root, n_workers) -> Result; a function of a module, since worker processes import it.
+        run: (config, root, n_workers) -> Result; worker processes find it here by the name of the recording.
         columns: of the printed table: fields of the config, then metrics.
         workers_inside: a run uses the workers itself (a study with many trials); else runs are spread over them.
         prepare: (config, root): what ``--plan-only`` does.
@@ -73,12 +74,6 @@ def _recommender_configs(options: argparse.Namespace) -> list[Any]:
     return main + other_weight + extras
 
 
-def _run_recommender(config: Any, root: Path, n_workers: int) -> Result:
-    from moe_lab.experiments import comet_recommender
-
-    return comet_recommender.run(config, root=root, progress=n_workers == 1)
-
-
 def _vision_configs(options: argparse.Namespace) -> list[Any]:
     """All gates and baselines; then gates on centred pixels; then other gammas and entropy weights on raw pixels."""
     from moe_lab.experiments.vision_config import BASELINES, VisionConfig
@@ -93,12 +88,6 @@ def _vision_configs(options: argparse.Namespace) -> list[Any]:
     return [
         VisionConfig.profile(options.profile, seed=seed, **variant) for variant in variants for seed in options.seeds
     ]
-
-
-def _run_vision(config: Any, root: Path, n_workers: int) -> Result:
-    from moe_lab.experiments import comet_vision
-
-    return comet_vision.run(config, root=root, progress=n_workers == 1)
 
 
 def _tuning_configs(options: argparse.Namespace) -> list[Any]:
@@ -146,12 +135,6 @@ def _ablation_configs(options: argparse.Namespace) -> list[Any]:
     ]
 
 
-def _run_language(config: Any, root: Path, n_workers: int) -> Result:
-    from moe_lab.experiments import evomoe_language
-
-    return evomoe_language.run(config, root=root, progress=n_workers == 1)
-
-
 def _masked_configs(options: argparse.Namespace) -> list[Any]:
     from moe_lab.experiments.evomoe_masked import MaskedConfig
     from moe_lab.experiments.mixture_config import PAPER_GATES
@@ -161,12 +144,6 @@ def _masked_configs(options: argparse.Namespace) -> list[Any]:
     return configs + [
         MaskedConfig.profile(options.profile, seed=s, gate="dense", pretrain=False) for s in options.seeds
     ]
-
-
-def _run_masked(config: Any, root: Path, n_workers: int) -> Result:
-    from moe_lab.experiments import evomoe_masked
-
-    return evomoe_masked.run(config, root=root, progress=n_workers == 1)
 
 
 def _translation_configs(options: argparse.Namespace) -> list[Any]:
@@ -179,12 +156,6 @@ def _translation_configs(options: argparse.Namespace) -> list[Any]:
     ]
 
 
-def _run_translation(config: Any, root: Path, n_workers: int) -> Result:
-    from moe_lab.experiments import evomoe_translation
-
-    return evomoe_translation.run(config, root=root, progress=n_workers == 1)
-
-
 def _exit_configs(options: argparse.Namespace) -> list[Any]:
     """Both embedded data sets; then other ways to train the modules, to balance targets, and to read the gates."""
     from moe_lab.experiments.jei_config import JeiConfig
@@ -195,18 +166,23 @@ def _exit_configs(options: argparse.Namespace) -> list[Any]:
     return [JeiConfig.profile(options.profile, seed=s, **variant) for variant in variants for s in options.seeds]
 
 
-def _run_exits(config: Any, root: Path, n_workers: int) -> Result:
-    from moe_lab.experiments import jei_dnn
-
-    return jei_dnn.run(config, root=root, progress=n_workers == 1)
-
-
 _LANGUAGE_COLUMNS = ("gate", "n_experts", "test_loss", "final_loss", "experts_per_token", "training_flops", "seconds")
+
+
+def _run_by(module: str) -> Callable[[Any, Path, int], Result]:
+    """``run`` of an experiment that uses one worker, imported only when it runs."""
+
+    def run(config: Any, root: Path, n_workers: int) -> Result:
+        experiment = import_module(f"moe_lab.experiments.{module}")
+        return experiment.run(config, root=root, progress=n_workers == 1)
+
+    return run
+
 
 RECORDINGS: dict[str, Recording] = {
     "recommender": Recording(
         _recommender_configs,
-        _run_recommender,
+        _run_by("comet_recommender"),
         (
             *("watch_weight", "gate", "n_experts", "gamma", "entropy_weight"),
             *("test_loss", "test_auc", "test_mse", "experts_per_example", "within_k", "used_experts"),
@@ -214,7 +190,7 @@ RECORDINGS: dict[str, Recording] = {
     ),
     "vision": Recording(
         _vision_configs,
-        _run_vision,
+        _run_by("comet_vision"),
         (
             *("gate", "gamma", "entropy_weight", "center_pixels", "test_loss", "test_accuracy"),
             *("experts_per_example", "experts_run", "same_set", "within_k", "used_experts"),
@@ -224,27 +200,29 @@ RECORDINGS: dict[str, Recording] = {
         _tuning_configs, _run_tuning, ("n_trials", "trials", "trial_seconds"), workers_inside=True, prepare=_plan_tuning
     ),
     "unlearned": Recording(_tuning_configs, _run_unlearned, ("n_trials", "trials"), workers_inside=True),
-    "language": Recording(_language_configs, _run_language, _LANGUAGE_COLUMNS),
+    "language": Recording(_language_configs, _run_by("evomoe_language"), _LANGUAGE_COLUMNS),
     "ablations": Recording(
         _ablation_configs,
-        _run_language,
+        _run_by("evomoe_language"),
         (
             *("noise", "weights_from", "threshold", "tau_end", "soft_share", "shared_share", "mask_ratio"),
             *_LANGUAGE_COLUMNS,
         ),
     ),
     "masked": Recording(
-        _masked_configs, _run_masked, ("gate", "pretrain", "test_accuracy", "valid_accuracy", "seconds")
+        _masked_configs, _run_by("evomoe_masked"), ("gate", "pretrain", "test_accuracy", "valid_accuracy", "seconds")
     ),
     "exits": Recording(
         _exit_configs,
-        _run_exits,
+        _run_by("jei_dnn"),
         (
             *("dataset", "mode", "balance", "model"),
             *("backbone_accuracy", "gain_over_geometric", "gain_over_shared", "coverage", "set_size", "seconds"),
         ),
     ),
-    "translation": Recording(_translation_configs, _run_translation, ("gate", "bleu", "test_loss", "exact", "seconds")),
+    "translation": Recording(
+        _translation_configs, _run_by("evomoe_translation"), ("gate", "bleu", "test_loss", "exact", "seconds")
+    ),
 }
 
 

@@ -10,7 +10,6 @@ Taught in notebook 06.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -28,15 +27,15 @@ from moe_lab.experiments.comet_recommender import (
     load_data,
     predict,
     task_metrics,
-    two_task_loss,
+    train_recommender,
 )
 from moe_lab.experiments.comet_tuning import TuningConfig
 from moe_lab.experiments.parallel import in_parallel
 from moe_lab.experiments.recommender_config import RecommenderConfig
-from moe_lab.models import TwoTaskRecommender, recommender_adam
+from moe_lab.models import TwoTaskRecommender
 from moe_lab.results import Result, run_cached
 from moe_lab.runtime import pick_device
-from moe_lab.train import FitConfig, NonFiniteLoss, fit
+from moe_lab.train import NonFiniteLoss
 
 EXPERIMENT = "comet_unlearned_search"
 TRIAL = "comet_unlearned_trial"
@@ -138,19 +137,7 @@ def _train_and_test(config: RecommenderConfig, result: Result) -> dict[str, Any]
         logit, rating, _ = predict(model, valid.epoch(0), config.k)
         return {f"valid_{name}": value for name, value in task_metrics(config, logit, rating, data.valid).items()}
 
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="local search ended undecided")
-        history = fit(
-            model,
-            train,
-            two_task_loss,
-            optimizer=recommender_adam(model, config.learning_rate),
-            coefficients=config.coefficients(),
-            evaluate=evaluate,
-            config=FitConfig(epochs=config.epochs, patience=config.patience, progress=False),
-            result=result,
-            resume=True,
-        )
+    history = train_recommender(config, model, train, evaluate, result, progress=False)
     return {"valid_loss": history.best_value, **final_metrics(config, model, data, device)}
 
 

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from moe_lab.datasets.base import unknown_name
+from moe_lab.experiments.settings import profile_settings
 from moe_lab.gates.build import check_gate_name
+from moe_lab.names import unknown_name
 
 BASELINES = ("one_expert", "expert_per_task")
 """Names that take the place of a gate where nothing is routed by image."""
@@ -159,14 +160,9 @@ class VisionConfig:
         Raises:
             ValueError: unknown profile or field, with the nearest valid name.
         """
-        if name not in _PROFILES:
-            raise unknown_name("profile", name, _PROFILES)
-        for key in changes:
-            if key not in cls.__dataclass_fields__:
-                raise unknown_name("field of VisionConfig", key, cls.__dataclass_fields__)
-        settings = dict(_PROFILES[name])
-        dataset = changes.get("dataset", settings.get("dataset", cls.dataset))
-        return cls(**{**settings, **_DATASET_CHANGES.get(dataset, {}), **changes})
+        settings = profile_settings(cls, _PROFILES, name, changes)
+        of_dataset = _DATASET_CHANGES.get(settings.get("dataset", cls.dataset), {})
+        return cls(**{**_PROFILES[name], **of_dataset, **changes})
 
     @property
     def searches(self) -> bool:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import torch
+from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 
@@ -80,15 +81,13 @@ def double_softmax(probabilities: Tensor) -> Tensor:
 
 
 def best_temperature(logits: Tensor, labels: Tensor, *, low: float = 0.05, high: float = 20.0) -> float:
-    """The temperature T that minimises the cross entropy of logits / T (Guo et al. 2017), by golden-section search.
+    """The temperature T that minimises the cross entropy of logits / T (Guo et al. 2017), by a bounded search.
 
     Args:
         logits: (N, K).
         labels: (N,) int64.
         low, high: ends of the search, in T.
     """
-    from scipy.optimize import minimize_scalar
-
     logits = logits.double()
 
     def loss(log_t: float) -> float:

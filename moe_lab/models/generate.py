@@ -27,27 +27,14 @@ capacity that holds in evaluation, compare tokens across the batch; Embedding, a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from moe_lab.datasets.tokens import END, MASK, PAD, START, UNKNOWN
 from moe_lab.models.language import LanguageModel, Translator
-
-
-@contextmanager
-def _predicting(model: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients, then each module's own mode again (`moe_lab.train` is a floor above models)."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
+from moe_lab.modes import evaluating
 
 
 def sample(
@@ -96,7 +83,7 @@ def sample(
     if len(set(forbidden)) >= model.size.vocabulary:
         raise ValueError(f"all {model.size.vocabulary} tokens are forbidden")
     tokens = prompt
-    with _predicting(model):
+    with evaluating(model):
         for _ in range(n_new):
             context = tokens[:, -model.size.length :]
             hidden, _ = model.body(model.embedding(context), context)
@@ -160,7 +147,7 @@ def beam_search(
             "source must be (sentences, tokens), each with a real token (</s> is one); "
             f"got shape {tuple(source.shape)}{', a row of it is padding only' if source.dim() == 2 else ''}"
         )
-    with _predicting(model):
+    with evaluating(model):
         return _search(model, source, beam, max_length, length_penalty, start, end, pad)
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_lab.models.transformer import Attention, FeedForward
+from moe_lab.modes import evaluating
 
 
 class PatchStem(nn.Module):
@@ -100,14 +101,11 @@ class VisionTransformer(nn.Module):
             h = block(h)
         return self.head(self.pool(h))
 
-    @torch.no_grad()
     def features(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, L, D): the normalised class token behind every block, in eval mode."""
-        mode = self.training
-        self.eval()
-        h, found = self.stem(x), []
-        for block in self.blocks:
-            h = block(h)
-            found.append(self.pool(h))
-        self.train(mode)
+        with evaluating(self):
+            h, found = self.stem(x), []
+            for block in self.blocks:
+                h = block(h)
+                found.append(self.pool(h))
         return torch.stack(found, 1)

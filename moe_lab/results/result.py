@@ -116,7 +116,11 @@ class Result:
     @property
     def checkpoint_path(self) -> Path:
         """Where `fit` puts its checkpoint; gone once the run is finished."""
-        return self.path.with_suffix(".ckpt")
+        return self.checkpoint_of("epochs")
+
+    def checkpoint_of(self, curve: str) -> Path:
+        """The same for a `fit` that writes another curve: each has its own checkpoint."""
+        return self.path.with_suffix(".ckpt" if curve == "epochs" else f".{curve}.ckpt")
 
     def log(self, curve: str, **row: Any) -> None:
         """Append a row to ``curves[curve]`` (in memory: call `save`, or let `fit` do it)."""

@@ -1,15 +1,10 @@
-"""What `fit` is told, what it answers, and the mode in which models are evaluated."""
+"""What `fit` is told, and what it answers."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
-
-import torch
-from torch import nn
 
 SCHEDULES = ("cosine", "inverse_sqrt", "constant")
 
@@ -122,16 +117,3 @@ def why_stop(config: FitConfig, history: History) -> str:
     if config.max_steps is not None and history.steps >= config.max_steps:
         return "max_steps"
     return "epochs" if config.epochs is not None and epoch >= config.epochs else ""
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients; afterwards each module has the mode it had (frozen parts may differ)."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from moe_lab.batches import Batches
+from moe_lab.modes import keeping_modes
 from moe_lab.results import Result
 from moe_lab.runtime import configure_threads, environment
 from moe_lab.train.checkpoint import load_checkpoint, remove_checkpoint
@@ -77,9 +78,7 @@ def fit(
     """
     configure_threads()
     if checkpoint is None and result is not None:
-        checkpoint = result.checkpoint_path
-        if curve != "epochs":
-            checkpoint = checkpoint.with_name(f"{checkpoint.stem}.{curve}.ckpt")
+        checkpoint = result.checkpoint_of(curve)
     path = Path(checkpoint) if checkpoint is not None else None
     if resume and path is None:
         raise ValueError("resume=True needs a checkpoint file: give result= or checkpoint=")
@@ -106,11 +105,6 @@ def fit(
         return trainer.history
     if result is not None:
         result.environment = environment(train.device)
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        with result.recording() if result is not None else nullcontext():
-            trainer.run()
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    with keeping_modes(model), result.recording() if result is not None else nullcontext():
+        trainer.run()
     return trainer.history

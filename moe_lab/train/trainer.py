@@ -21,10 +21,11 @@ from torch.optim import Optimizer
 from tqdm.auto import tqdm
 
 from moe_lab.batches import Batches
+from moe_lab.modes import evaluating
 from moe_lab.results import Result
 from moe_lab.results.plain import to_plain
 from moe_lab.train.checkpoint import check_agreement, rng_state, save_checkpoint, set_rng_state
-from moe_lab.train.config import FitConfig, History, evaluating, why_stop
+from moe_lab.train.config import FitConfig, History, why_stop
 from moe_lab.train.interrupts import InterruptLater
 from moe_lab.train.meter import Meter, check_metrics, check_parameters
 from moe_lab.train.settings import settings_of

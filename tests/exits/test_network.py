@@ -89,6 +89,17 @@ def test_training_mode_is_restored_and_a_frozen_backbone_stays_as_it_is():
     assert changed and all(name.startswith(trained) for name in changed)
 
 
+def test_a_part_that_its_owner_keeps_in_eval_mode_stays_there():
+    net = network().train()
+    net.blocks[1].eval()
+    net.heads[0].eval()
+    before = {name: module.training for name, module in net.named_modules()}
+    net.predict(torch.randn(3, 8))
+    net.predict_masked(torch.randn(3, 8))
+    multiply_adds(net, torch.randn(1, 8))
+    assert {name: module.training for name, module in net.named_modules()} == before
+
+
 def test_the_gate_s_loss_gives_no_gradient_to_what_it_judges():
     net = network()
     _, gate_logits = net(torch.randn(6, 8))

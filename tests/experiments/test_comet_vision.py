@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from same_run import without_time
 
 from moe_lab.datasets import Dataset
 from moe_lab.experiments import comet_vision, vision_data
@@ -19,15 +20,6 @@ def tiny(**changes) -> VisionConfig:
     settings = {"data_options": options, "n_experts": 5, "channels": (3,), "dense": (6,), "head": (5,)}
     small = {**settings, "batch_size": 32, "epochs": 2, "watched_images": 3}
     return VisionConfig.profile("quick", **{**small, **changes})
-
-
-def without_time(result) -> dict:
-    rows = {
-        name: [{key: value for key, value in row.items() if key != "seconds"} for row in curve]
-        for name, curve in result.curves.items()
-    }
-    metrics = {name: value for name, value in result.metrics.items() if name != "steps_per_second"}
-    return {"curves": rows, "metrics": metrics}
 
 
 @pytest.mark.parametrize("gate", ["softmax", "topk+", "hash", "dselect_k", "comet", "comet+", *BASELINES])

@@ -11,12 +11,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from same_run import failing
 
-from moe_lab.experiments import evomoe_language
-from moe_lab.experiments.evomoe_language import ABLATIONS, LanguageConfig, build_model, load_text, run, training_curve
+from moe_lab.batches import Batches
+from moe_lab.experiments import evomoe_language, mixture_training
+from moe_lab.experiments.evomoe_language import (
+    ABLATIONS,
+    LanguageConfig,
+    build_model,
+    load_text,
+    mean_loss,
+    run,
+    training_curve,
+)
 from moe_lab.experiments.mixture_config import GATES, PAPER_GATES, MixtureConfig, make_gate
-from moe_lab.experiments.mixture_training import make_optimizer, mixtures_of, phase_curve
+from moe_lab.experiments.mixture_training import inference, make_optimizer, mixtures_of, phase_curve, rules_differ
 from moe_lab.metrics.flops import language_flops
+from moe_lab.modes import evaluating
 
 sys.path.insert(0, str(Path(__file__).parent))
 import killed_language
@@ -86,6 +97,26 @@ def test_phases_of_evomoe_show_in_experts_per_token_and_in_the_distance_of_exper
     assert [phases["phase"][step] for step in (0, 2, 3, 7, 8)] == ["shared", "shared", "soft", "soft", "hard"]
 
 
+@pytest.mark.parametrize("steps", [0, 3, 5, 20])
+def test_the_rule_of_the_phase_is_another_one_only_in_the_soft_phase(steps):
+    """What saves the second evaluation everywhere else."""
+    config, data = tiny(gate="evomoe", shared_share=0.34), load_text(tiny())
+    torch.manual_seed(0)
+    model = build_model(config, data)
+    for _ in range(steps):
+        for mixture in mixtures_of(model):
+            mixture.moe.gate.advance()
+    valid = Batches({"tokens": data.valid["tokens"]}, 16)
+    losses = {}
+    with evaluating(model):
+        for rule in ("topk", "matched"):
+            with inference(model, rule):
+                losses[rule] = mean_loss(config, model, valid)
+        assert all(gate.inference == "topk" for gate in (mixture.moe.gate for mixture in mixtures_of(model)))
+    assert rules_differ(model) == (steps == 5)  # 4 shared steps, then 5 soft ones
+    assert (losses["topk"] == losses["matched"]) == (steps != 5)
+
+
 def test_stable_and_hash_never_move_a_token_once_they_are_frozen(results):
     assert all(row["changed"] == 0 for row in results["hash"].curves["routing"][1:])
     assert results["stable"].curves["routing"][-1]["changed"] == 0
@@ -143,7 +174,7 @@ def test_each_mixture_has_a_gate_of_its_own():
 
 def test_a_finished_run_is_read_back(tmp_path, monkeypatch):
     first = run(tiny(gate="dts"), root=tmp_path, progress=False)
-    monkeypatch.setattr(evomoe_language, "fit", lambda *a, **k: pytest.fail("trained again"))
+    monkeypatch.setattr(mixture_training, "fit", lambda *a, **k: pytest.fail("trained again"))
     assert run(tiny(gate="dts"), root=tmp_path, progress=False).metrics == first.metrics
 
 
@@ -174,21 +205,13 @@ def test_a_run_killed_around_the_spawn_resumes_to_the_same_bits(killed, point):
 
 def test_a_checkpoint_of_another_vocabulary_is_refused(tmp_path, monkeypatch):
     config = tiny(gate="switch")
-    real, calls = evomoe_language.next_token_loss, []
-
-    def power_cut(*args):
-        calls.append(1)
-        if len(calls) > 6:
-            raise RuntimeError("power cut")
-        return real(*args)
-
     with monkeypatch.context() as patch:
-        patch.setattr(evomoe_language, "next_token_loss", power_cut)
+        patch.setattr(evomoe_language, "next_token_loss", failing(evomoe_language.next_token_loss, 6))
         with pytest.raises(RuntimeError, match="power cut"):
             run(config, root=tmp_path, progress=False)
     data = load_text(config)
-    data.info["n_tokens"] += 1  # as if the tokenizer were another one
-    monkeypatch.setattr(evomoe_language, "load_text", lambda config: data)
+    other = dataclasses.replace(data, info={**data.info, "n_tokens": data.info["n_tokens"] + 1})  # another tokenizer's
+    monkeypatch.setattr(evomoe_language, "load_text", lambda config: other)
     with pytest.raises(ValueError, match=r"embedding\.token\.weight was .*, is "):
         run(config, root=tmp_path, progress=False)
 
@@ -247,7 +270,7 @@ def test_profiles_ablations_and_unknown_names(profile):
     for change in ABLATIONS:
         config = LanguageConfig.profile(profile, **change)
         base = LanguageConfig.profile(profile, gate=config.gate)
-        assert config != base or profile == "quick", change  # quick already has 8 experts
+        assert config != base or (profile == "quick" and change.get("n_experts") == base.n_experts), change
     assert set(PAPER_GATES) <= set(GATES)
     with pytest.raises(ValueError, match="did you mean 'threshold'"):
         LanguageConfig.profile(profile, treshold=0.1)

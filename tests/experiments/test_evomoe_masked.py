@@ -5,10 +5,11 @@ from functools import partial
 
 import pytest
 import torch
+from same_run import failing, without_time
 
 from moe_lab.datasets.masking import IGNORE
 from moe_lab.datasets.tokens import MASK, PAD
-from moe_lab.experiments import evomoe_masked
+from moe_lab.experiments import evomoe_masked, mixture_training
 from moe_lab.experiments.evomoe_masked import MaskedConfig, hidden_valid, load_sentences, run
 from moe_lab.experiments.mixture_config import PAPER_GATES
 from moe_lab.experiments.mixture_training import mixtures_of
@@ -37,14 +38,6 @@ def tiny(**changes) -> MaskedConfig:
         "dropout": 0.1,
     }
     return MaskedConfig.profile("quick", **{**small, **changes})
-
-
-def without_time(result) -> dict:
-    rows = {
-        name: [{key: value for key, value in row.items() if key != "seconds"} for row in curve]
-        for name, curve in result.curves.items()
-    }
-    return {"curves": rows, "metrics": {name: value for name, value in result.metrics.items() if name != "seconds"}}
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +108,8 @@ def test_validation_hides_the_same_tokens_for_all_gates_and_seeds():
 
 def test_a_finished_run_is_read_back_and_not_computed_again(results, monkeypatch):
     root = results["hash"].path.parents[1]
-    monkeypatch.setattr(evomoe_masked, "fit", lambda *a, **k: pytest.fail("trained again"))
+    for module in (evomoe_masked, mixture_training):
+        monkeypatch.setattr(module, "fit", lambda *a, **k: pytest.fail("trained again"))
     again = run(tiny(gate="hash"), root=root, progress=False)
     assert json.dumps(without_time(again)) == json.dumps(without_time(results["hash"]))
 
@@ -125,19 +119,6 @@ def test_without_pretraining_there_is_one_stage(tmp_path):
     assert "pretraining" not in result.curves and "guesses" not in result.curves
     assert not {"masked_loss", "masked_accuracy", "experts_per_token"} & set(result.metrics)
     assert [row["step"] for row in result.curves["epochs"]] == [4, 8]
-
-
-def failing(real, n_calls):
-    """``real``, but the power goes off in call ``n_calls`` + 1."""
-    calls = []
-
-    def loss(*args):
-        calls.append(1)
-        if len(calls) > n_calls:
-            raise RuntimeError("power cut")
-        return real(*args)
-
-    return loss
 
 
 @pytest.mark.parametrize(
@@ -232,10 +213,10 @@ def test_stable_moe_stays_frozen_in_fine_tuning(tmp_path, monkeypatch):
 def test_experts_that_are_spawned_in_fine_tuning_get_their_state(tmp_path, monkeypatch):
     """Without pre-training the shared phase is in fine-tuning, and so is the spawn."""
     states = []
-    real = evomoe_masked._attach_evolution
+    real = evomoe_masked.followed
 
-    def watched(model, optimizer):
-        attached = real(model, optimizer)
+    def watched(optimizer, model):
+        attached = real(optimizer, model)
         (mixture,) = mixtures_of(model)
         bank = mixture.moe.experts
         advance = mixture.evolution.advance
@@ -247,7 +228,7 @@ def test_experts_that_are_spawned_in_fine_tuning_get_their_state(tmp_path, monke
         mixture.evolution.advance = look
         return attached
 
-    monkeypatch.setattr(evomoe_masked, "_attach_evolution", watched)
+    monkeypatch.setattr(evomoe_masked, "followed", watched)
     run(tiny(gate="evomoe", pretrain=False, shared_share=0.25), root=tmp_path, progress=False)
     assert states[:4] == [(False, True), (False, True), (True, False), (True, True)]  # reset at the spawn, after step 3
 

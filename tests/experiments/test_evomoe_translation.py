@@ -5,10 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from same_run import failing, without_time
 
 from moe_lab.batches import Batches
 from moe_lab.datasets.tokens import PAD
-from moe_lab.experiments import evomoe_translation
+from moe_lab.experiments import evomoe_translation, mixture_training
 from moe_lab.experiments.evomoe_translation import TranslationConfig, load_pairs, run, score_tokens, translate
 from moe_lab.experiments.mixture_config import PAPER_GATES
 from moe_lab.experiments.mixture_training import gate_factory, mixtures_of
@@ -38,14 +39,6 @@ def tiny(**changes) -> TranslationConfig:
         "kept_translations": 4,
     }
     return TranslationConfig.profile("quick", **{**small, **changes})
-
-
-def without_time(result) -> dict:
-    rows = {
-        name: [{key: value for key, value in row.items() if key != "seconds"} for row in curve]
-        for name, curve in result.curves.items()
-    }
-    return {"curves": rows, "metrics": {name: value for name, value in result.metrics.items() if name != "seconds"}}
 
 
 @pytest.fixture(scope="module")
@@ -124,22 +117,9 @@ def test_a_wider_beam_is_used(monkeypatch):
 
 def test_a_finished_run_is_read_back_and_not_computed_again(results, monkeypatch):
     root = results["hash"].path.parents[1]
-    monkeypatch.setattr(evomoe_translation, "fit", lambda *a, **k: pytest.fail("trained again"))
+    monkeypatch.setattr(mixture_training, "fit", lambda *a, **k: pytest.fail("trained again"))
     again = run(tiny(gate="hash"), root=root, progress=False)
     assert json.dumps(without_time(again)) == json.dumps(without_time(results["hash"]))
-
-
-def failing(real, n_calls):
-    """``real``, but the power goes off in call ``n_calls`` + 1."""
-    calls = []
-
-    def function(*args, **options):
-        calls.append(1)
-        if len(calls) > n_calls:
-            raise RuntimeError("power cut")
-        return real(*args, **options)
-
-    return function
 
 
 @pytest.mark.parametrize(

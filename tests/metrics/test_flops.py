@@ -165,7 +165,7 @@ def test_affine_in_experts_per_token(k, other, share):
         return language_flops(SIZE, n_experts=64, experts_per_token=value)
 
     assert cost(share * k + (1 - share) * other) == pytest.approx(share * cost(k) + (1 - share) * cost(other))
-    assert cost(k) - cost(0) == pytest.approx(2 * k * 4 * D * F)
+    assert cost(k) - cost(0) == pytest.approx(2 * k * 4 * D * F, abs=1e-6)  # a difference of large numbers
 
 
 def test_numbers_that_cannot_be_meant_are_refused():
