@@ -1,4 +1,4 @@
-"""What all tests share: one thread, a Results folder of their own, generated inputs that in CI are always the same."""
+"""What all tests share: one thread, a Results folder of their own, random numbers that are always the same."""
 
 import os
 import shutil
@@ -31,6 +31,14 @@ def _one_thread():
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _same_draws():
+    """A test draws the same numbers alone, in any order and in any process; MOE_LAB_TEST_SEED=7 tries others."""
+    import torch
+
+    torch.manual_seed(int(os.environ.get("MOE_LAB_TEST_SEED", "0")))
 
 
 @pytest.fixture
