@@ -36,11 +36,12 @@ class Dataset:
             planted: ``features`` (N, D) float32, ``target`` (N,) float32, ``cluster`` (N,) int64.
             text: ``tokens`` (N, S + 1) int64. sentences: ``tokens`` (N, S) int64, padded; ``label`` (N,) int64.
             pairs: ``source`` and ``target`` (N, S) int64, padded.
-            images: ``image`` (N, C, H, W) float32; ``label`` (N,) int64; ``part`` (N,) int64, 0 .. 2, cuts the
-            validation split into three.
+            images: ``image`` (N, C, H, W) float32, standardised by the training images; ``label`` (N,) int64; ``part``
+            (N,) int64, 0 .. 2, cuts the validation split into three.
             Where the right expert is known by construction there is also ``expert`` (N,) int64.
         info: facts about the whole set: n_users, n_items, rating_range | n_tasks, n_classes, scale, side, channels |
-            n_tokens, tokenizer, length | what was planted.
+            n_tokens, tokenizer, length | what was planted. images also: mean and std per channel, taken out of the
+            pixels (1 is white); flip, whether a mirror image keeps its label; title, what to call it in results.
 
     Raises:
         ValueError: an unknown kind; splits with different names; arrays of unequal length in a split.

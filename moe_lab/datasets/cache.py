@@ -26,17 +26,31 @@ def has(file: RemoteFile) -> bool:
     return path.is_file() or (file.is_archive and unpacked_folder(path).is_dir())
 
 
+def _has_official(source: str) -> bool:
+    return all(has(file) for file in SOURCES[source].files)
+
+
 def stand_ins(source: str) -> list[Path]:
-    """The files that stand for a whole source, if the registry names some and all are in the cache; else empty."""
-    paths = [data_dir() / file.path for file in SOURCES[source].instead]
+    """The files that stand for a whole source, if the registry names some and all are in the cache; else empty.
+
+    A lossy copy does not stand for official files that are there.
+    """
+    files = SOURCES[source].instead
+    paths = [data_dir() / file.path for file in files]
+    if any(file.lossy for file in files) and _has_official(source):
+        return []
     return paths if all(path.is_file() for path in paths) else []
+
+
+def lossy_copy(source: str) -> str:
+    """What results must say when the source is read from a lossy copy ("JPEG"); empty when it is not."""
+    notes = [file.lossy for file in SOURCES[source].instead if file.lossy]
+    return notes[0] if notes and stand_ins(source) else ""
 
 
 def is_available(name: str) -> bool:
     """All files that the data set needs are in the cache; always true for embedded data."""
-    return all(
-        bool(stand_ins(key)) or all(has(file) for file in source.files) for key, source in sources_of(name).items()
-    )
+    return all(bool(stand_ins(source)) or _has_official(source) for source in sources_of(name))
 
 
 def official_file(source: str, path: str) -> Path:
@@ -92,7 +106,7 @@ def unpack(archive: Path) -> Path:
 def kept_array(source: str, name: str) -> np.ndarray | None:
     """What `keep_array` kept, as long as the files it was made from are still in the cache."""
     path = data_dir() / name
-    if not path.is_file() or not all(has(file) for file in SOURCES[source].files):
+    if not path.is_file() or not _has_official(source):
         return None
     with np.load(path) as arrays:
         return arrays["array"]

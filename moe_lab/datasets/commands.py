@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from moe_lab.datasets import cache, download
-from moe_lab.datasets.registry import DATASETS, SOURCES, sources_of
+from moe_lab.datasets.registry import DATASETS, SOURCES, TASKS, Entry, sources_of
 from moe_lab.paths import data_dir
 
 
@@ -17,23 +17,30 @@ def megabytes(n: int) -> str:
 def list_command() -> int:
     """Print every data set: whether it can be loaded now, what it is, what must be downloaded."""
     print(f"Data sets (cache: {data_dir()})\n")
-    width = max(map(len, DATASETS))
-    for name, entry in DATASETS.items():
+    _print_entries(DATASETS)
+    print("\nText tasks (moe_lab.datasets.glue, squad)\n")
+    _print_entries(TASKS)
+    print("\n`moe-lab data fetch NAME` downloads, `moe-lab data check` compares checksums.")
+    print("Sources, licences, citations: data/README.md")
+    return 0
+
+
+def _print_entries(entries: dict[str, Entry]) -> None:
+    width = max(map(len, {**DATASETS, **TASKS}))
+    for name, entry in entries.items():
         size = sum(file.size for source in entry.sources for file in SOURCES[source].files)
         if entry.yours:
             state = "yours"
         elif not entry.sources:
             state = "embedded"
         elif cache.is_available(name):
-            state = "here"
+            copies = [copy for source in entry.sources if (copy := cache.lossy_copy(source))]
+            state = f"here ({', '.join(copies)})" if copies else "here"
         else:
             state = f"fetch {megabytes(size)}"
         made_of = [source for source in entry.sources if source != name]
         note = f"; from {', '.join(made_of)}" if made_of else ""
         print(f"  {name:<{width}}  {state:<14}  {entry.summary} ({entry.used_for}{note})")
-    print("\n`moe-lab data fetch NAME` downloads, `moe-lab data check` compares checksums.")
-    print("Sources, licences, citations: data/README.md")
-    return 0
 
 
 def fetch_command(name: str, mirror: str | None = None) -> int:

@@ -119,7 +119,7 @@ def fetch(name: str, mirror: str | None = None, folder: Path | None = None, prog
         folder: instead of `moe_lab.paths.data_dir`.
 
     Returns:
-        where the files are. Files that stand for a source count, if all are intact.
+        where the files are. Files that stand for a source count, if all are intact and none is lossy.
 
     Raises:
         ValueError: unknown name, with the nearest one.
@@ -128,7 +128,8 @@ def fetch(name: str, mirror: str | None = None, folder: Path | None = None, prog
     folder = folder or data_dir()
     paths = []
     for source in sources_of(name).values():
-        if source.instead and all(is_intact(folder / file.path, file.checksum) for file in source.instead):
+        stands = not any(file.lossy for file in source.instead)  # who fetches has asked for the official pixels
+        if source.instead and stands and all(is_intact(folder / file.path, file.checksum) for file in source.instead):
             paths += [folder / file.path for file in source.instead]
             continue
         for file in source.files:

@@ -62,7 +62,8 @@ def _from_digits(name: str, seed: int, sizes: tuple[int, int, int], planted: boo
     mean, deviation = splits[0]["image"].mean(), splits[0]["image"].std()
     for arrays in splits:
         arrays["image"] = (arrays["image"] - mean) / deviation
-    info = {"n_classes": 10, "scale": 1.0, "side": SIDE, "channels": 1}
+    info = {"n_classes": 10, "scale": 1.0, "side": SIDE, "channels": 1, "flip": False, "title": name.replace("-", " ")}
+    info |= {"mean": (mean.item(),), "std": (deviation.item(),)}
     return Dataset(name, "images", *splits, info=info)
 
 

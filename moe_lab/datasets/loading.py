@@ -9,10 +9,11 @@ from typing import Any
 from moe_lab.datasets import cache
 from moe_lab.datasets.base import Dataset
 from moe_lab.datasets.books import books
+from moe_lab.datasets.cifar import cifar_10, cifar_10_lt, cifar_100, cifar_100_lt
 from moe_lab.datasets.digits import digits_mixture, multidigits
 from moe_lab.datasets.exit_images import moved_digits, planted_difficulty
 from moe_lab.datasets.jester import jester
-from moe_lab.datasets.mnist import multifashion, multimnist
+from moe_lab.datasets.mnist import mnist, multifashion, multimnist
 from moe_lab.datasets.mnist_svhn import mnist_svhn
 from moe_lab.datasets.movielens import ml_1m, ml_100k
 from moe_lab.datasets.pairs import multi30k, planted_pairs
@@ -20,6 +21,7 @@ from moe_lab.datasets.planted_clusters import planted_clusters
 from moe_lab.datasets.planted_recommender import planted_recommender
 from moe_lab.datasets.registry import DATASETS
 from moe_lab.datasets.sentences import planted_judgements, sst2
+from moe_lab.datasets.svhn import svhn
 from moe_lab.datasets.text import planted_text, text_file, tiny_shakespeare
 from moe_lab.names import unknown_name
 
@@ -41,6 +43,12 @@ BUILDERS: dict[str, Callable[..., Dataset]] = {
     "multimnist": multimnist,
     "multifashion": multifashion,
     "mnist-svhn": mnist_svhn,
+    "mnist": mnist,
+    "svhn": svhn,
+    "cifar-10": cifar_10,
+    "cifar-100": cifar_100,
+    "cifar-10-lt": cifar_10_lt,
+    "cifar-100-lt": cifar_100_lt,
     "tiny-shakespeare": tiny_shakespeare,
     "sst2": sst2,
     "multi30k": multi30k,

@@ -1,4 +1,4 @@
-"""MNIST and Fashion-MNIST (official idx files, or MNIST as one .npz), and the Multi- data sets made of them."""
+"""MNIST and Fashion-MNIST (official idx files, or MNIST as one .npz): MNIST itself, and the Multi- data sets."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from moe_lab.datasets.base import Dataset
 from moe_lab.datasets.cache import official_file, stand_ins
+from moe_lab.datasets.labelled_images import Pictures, labelled_images
 from moe_lab.datasets.multi_image import Images, multi_image
 
 
@@ -51,6 +52,19 @@ def read_images(source: str) -> tuple[Images, Images]:
         return images, labels
 
     return read("train"), read("t10k")
+
+
+def mnist(seed: int = 0, *, n_train: int | None = None, n_valid: int = 10_000, n_test: int | None = None) -> Dataset:
+    """MNIST: 50,000 / 10,000 / 10,000 grey digits (N, 1, 28, 28) of kind "images"."""
+    return labelled_images(
+        "mnist",
+        *(Pictures(labels, images[:, None].__getitem__) for images, labels in read_images("mnist")),
+        seed=seed,
+        sizes=(n_train, n_valid, n_test),
+        n_classes=10,
+        title="MNIST",
+        flip=False,
+    )
 
 
 def _multi(

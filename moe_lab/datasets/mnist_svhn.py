@@ -9,33 +9,14 @@ becomes luma (0.299 R + 0.587 G + 0.114 B). Splits are stratified by class.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import torch
 
 from moe_lab.datasets.base import Dataset
 from moe_lab.datasets.cache import official_file
 from moe_lab.datasets.mnist import read_images
-from moe_lab.datasets.multi_image import Images
 from moe_lab.datasets.splits import generators, stratified_split, thin
-
-
-def read_svhn(path: Path) -> Images:
-    """Grey images (N, 32, 32) uint8 and labels (N,) uint8 of a .mat file of cropped digits (digit 0 is 10 there)."""
-    from scipy.io import loadmat
-
-    try:
-        content = loadmat(path)
-        colour, labels = content["X"], content["y"].reshape(-1)
-    except (KeyError, ValueError, TypeError) as error:
-        raise ValueError(f"{path}: not an SVHN file with X (32, 32, 3, N) and y (N, 1): {error}") from error
-    grey = np.empty((colour.shape[3], *colour.shape[:2]), dtype=np.uint8)
-    luma = np.array((0.299, 0.587, 0.114), dtype=np.float32)
-    for start in range(0, len(grey), 10_000):  # 630,420 colour images as floats would be 7.7 GB
-        block = colour[..., start : start + 10_000].astype(np.float32)
-        grey[start : start + 10_000] = np.round(np.einsum("hwcn,c->nhw", block, luma))
-    return grey, (labels % 10).astype(np.uint8)
+from moe_lab.datasets.svhn import read_svhn
 
 
 def mnist_svhn(
@@ -57,8 +38,8 @@ def mnist_svhn(
     mnist_split, svhn_split, order = generators(seed, 3)
     (mnist_images, mnist_labels), mnist_test = read_images("mnist")
     mnist_index = stratified_split(mnist_labels, round(len(mnist_labels) / 6), 0, mnist_split)
-    parts = ("train", "test", "extra") if extra else ("train", "test")
-    read = [read_svhn(official_file("svhn", f"svhn/{part}_32x32.mat")) for part in parts]
+    parts = {"train": "svhn", "test": "svhn"} | ({"extra": "svhn-extra"} if extra else {})
+    read = [read_svhn(official_file(source, f"svhn/{part}_32x32.mat")) for part, source in parts.items()]
     svhn_images, svhn_labels = (np.concatenate(arrays) for arrays in zip(*read, strict=True))
     n_held = round(len(svhn_labels) * 75_000 / 630_420)
     svhn_index = stratified_split(svhn_labels, n_held, n_held, svhn_split)

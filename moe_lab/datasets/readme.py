@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from moe_lab.datasets.commands import megabytes
-from moe_lab.datasets.registry import DATASETS, SOURCES, RemoteFile
+from moe_lab.datasets.registry import DATASETS, SOURCES, TASKS, Entry, RemoteFile
 from moe_lab.paths import project_root
 
 HEAD = """\
@@ -27,24 +27,28 @@ Machine Learning Repository, CC BY 4.0. What is planted in the planted sets is w
 
 
 def _file_row(file: RemoteFile) -> str:
-    url = " or ".join(f"<{url}>" for url in file.urls) or "no download; accepted instead of the official files"
+    instead = "accepted instead of the official files" + (
+        f" where they are missing; lossy: results on it are named ({file.lossy})" if file.lossy else ""
+    )
+    url = " or ".join(f"<{url}>" for url in file.urls) or f"no download; {instead}"
     return f"| `{file.path}` | {megabytes(file.size)} | `{file.checksum}` | {url} |"
 
 
-def render() -> str:
-    """The whole text of data/README.md."""
-    lines = [
-        HEAD,
-        "## Names for `moe_lab.datasets.load`\n",
-        "| name | what it is | used for | needs |",
-        "|---|---|---|---|",
-    ]
-    for name, entry in DATASETS.items():
+def _entry_table(entries: dict[str, Entry]) -> list[str]:
+    lines = ["| name | what it is | used for | needs |", "|---|---|---|---|"]
+    for name, entry in entries.items():
         needs = ", ".join(f"[{source}](#{source})" for source in entry.sources) or (
             "your own file" if entry.yours else "nothing, it is embedded"
         )
         lines.append(f"| `{name}` | {entry.summary} | {entry.used_for} | {needs} |")
-    lines.append(DIGITS)
+    return lines
+
+
+def render() -> str:
+    """The whole text of data/README.md."""
+    lines = [HEAD, "## Names for `moe_lab.datasets.load`\n", *_entry_table(DATASETS), DIGITS]
+    lines += ["\n## Text tasks: `moe_lab.datasets.glue.load_task(name)`, `moe_lab.datasets.squad.load_squad()`\n"]
+    lines += _entry_table(TASKS)
     for key, source in SOURCES.items():
         lines += [
             f"\n## {key}\n",

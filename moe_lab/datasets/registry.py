@@ -20,12 +20,15 @@ class RemoteFile:
         urls: tried in order; none for a file that cannot be downloaded (put it there by hand).
         checksum: "sha256:..." or "md5:...": what the file is recognised by.
         size: bytes, for information.
+        lossy: for a stand-in whose content is not quite the official one: the word that the names of results get
+            ("JPEG"); empty for the same content.
     """
 
     path: str
     urls: tuple[str, ...]
     checksum: str
     size: int
+    lossy: str = ""
 
     @property
     def is_archive(self) -> bool:
@@ -39,7 +42,8 @@ class Source:
 
     Attributes:
         files: the official files; all of them are needed.
-        instead: files with the same content that are accepted instead; all of them are needed.
+        instead: files that are accepted instead, with the same content unless they are marked ``lossy``; all of them
+            are needed. A lossy one is used only where the official files are missing.
         checksum_from: where the checksums were found.
     """
 
@@ -98,8 +102,29 @@ _RAW = "https://raw.githubusercontent.com/"
 _SVHN = "http://ufldl.stanford.edu/housenumbers/"
 
 
-def _stand_in(path: str, sha256: str, size: int) -> RemoteFile:
-    return RemoteFile(path, (), f"sha256:{sha256}", size)
+_SVHN_CITATION = (
+    "Y. Netzer, T. Wang, A. Coates, A. Bissacco, B. Wu, A. Y. Ng, Reading Digits in Natural Images with "
+    "Unsupervised Feature Learning, NIPS Workshop 2011"
+)
+_CIFAR = "https://www.cs.toronto.edu/~kriz/"
+_CIFAR_CITATION = (
+    "A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, technical report, University of Toronto, "
+    "2009"
+)
+_CIFAR_LICENCE = "no licence text; the author's page asks for the citation"
+
+
+def _stand_in(path: str, sha256: str, size: int, lossy: str = "") -> RemoteFile:
+    return RemoteFile(path, (), f"sha256:{sha256}", size, lossy)
+
+
+def _svhn(part: str, md5: str, size: int) -> RemoteFile:
+    return RemoteFile(f"svhn/{part}_32x32.mat", (f"{_SVHN}{part}_32x32.mat",), f"md5:{md5}", size)
+
+
+def _cifar(n_classes: int, md5: str, size: int) -> RemoteFile:
+    name = f"cifar-{n_classes}-python.tar.gz"
+    return RemoteFile(name, (_CIFAR + name,), f"md5:{md5}", size)
 
 
 def _jester(part: int, sha256: str, size: int) -> RemoteFile:
@@ -226,33 +251,47 @@ SOURCES: dict[str, Source] = {
         "torchvision, torchvision/datasets/mnist.py, and the project's README",
     ),
     "svhn": Source(
-        "SVHN, cropped digits (train, test, extra)",
-        "Y. Netzer, T. Wang, A. Coates, A. Bissacco, B. Wu, A. Y. Ng, Reading Digits in Natural Images with "
-        "Unsupervised Feature Learning, "
-        "NIPS Workshop 2011",
+        "SVHN, cropped digits (train, test)",
+        _SVHN_CITATION,
         "Non-commercial use only",
         "http://ufldl.stanford.edu/housenumbers/",
         (
-            RemoteFile(
-                "svhn/train_32x32.mat",
-                (f"{_SVHN}train_32x32.mat",),
-                "md5:e26dedcc434d2e4c54c9b2d4a06d8373",
-                182_040_794,
-            ),
-            RemoteFile(
-                "svhn/test_32x32.mat",
-                (f"{_SVHN}test_32x32.mat",),
-                "md5:eb5a983be6a315427106f1b164d9cef3",
-                64_275_384,
-            ),
-            RemoteFile(
-                "svhn/extra_32x32.mat",
-                (f"{_SVHN}extra_32x32.mat",),
-                "md5:a93ce644f1a588dc4d68dda5feec44a7",
-                1_329_278_602,
-            ),
+            _svhn("train", "e26dedcc434d2e4c54c9b2d4a06d8373", 182_040_794),
+            _svhn("test", "eb5a983be6a315427106f1b164d9cef3", 64_275_384),
         ),
         "torchvision, torchvision/datasets/svhn.py",
+    ),
+    "svhn-extra": Source(
+        "SVHN, cropped digits (extra)",
+        _SVHN_CITATION,
+        "Non-commercial use only",
+        "http://ufldl.stanford.edu/housenumbers/",
+        (_svhn("extra", "a93ce644f1a588dc4d68dda5feec44a7", 1_329_278_602),),
+        "torchvision, torchvision/datasets/svhn.py",
+    ),
+    "cifar-10": Source(
+        "CIFAR-10",
+        _CIFAR_CITATION,
+        _CIFAR_LICENCE,
+        f"{_CIFAR}cifar.html",
+        (_cifar(10, "c58f30108f718f92721af3b95e74349a", 170_498_071),),
+        "torchvision, torchvision/datasets/cifar.py; of the JPEG copy, computed from the file",
+        (
+            _stand_in(
+                "cifar10-jpeg.npz",
+                "0e1cba086528afbc3e1af14614fe74bfa82951dc795310a870988d9bb480cb12",
+                55_793_101,
+                lossy="JPEG",
+            ),
+        ),
+    ),
+    "cifar-100": Source(
+        "CIFAR-100",
+        _CIFAR_CITATION,
+        _CIFAR_LICENCE,
+        f"{_CIFAR}cifar.html",
+        (_cifar(100, "eb9058c3a382ffc7106e4002c42a8d85", 169_001_437),),
+        "torchvision, torchvision/datasets/cifar.py",
     ),
     "tiny-shakespeare": Source(
         "Tiny Shakespeare",
@@ -335,8 +374,16 @@ DATASETS: dict[str, Entry] = {
         "two overlapping Fashion-MNIST images, one task each", "COMET vision, profile paper", ("fashion-mnist",)
     ),
     "mnist-svhn": Entry(
-        "the paper's Digits: MNIST and SVHN, 32 x 32, grey", "COMET vision, profile paper", ("mnist", "svhn")
+        "the paper's Digits: MNIST and SVHN, 32 x 32, grey",
+        "COMET vision, profile paper",
+        ("mnist", "svhn", "svhn-extra"),
     ),
+    "mnist": Entry("handwritten digits, 28 x 28, grey", "early exits", ("mnist",)),
+    "svhn": Entry("house numbers, 32 x 32, colour, without the extra part", "early exits", ("svhn",)),
+    "cifar-10": Entry("photographs of 10 classes, 32 x 32, colour", "early exits", ("cifar-10",)),
+    "cifar-100": Entry("photographs of 100 classes, 32 x 32, colour", "early exits", ("cifar-100",)),
+    "cifar-10-lt": Entry("CIFAR-10 with a long tail of rare classes", "early exits", ("cifar-10",)),
+    "cifar-100-lt": Entry("CIFAR-100 with a long tail of rare classes", "early exits", ("cifar-100",)),
     "tiny-shakespeare": Entry(
         "1.1 MB of Shakespeare", "EvoMoE language models, profile standard", ("tiny-shakespeare",)
     ),
@@ -344,15 +391,20 @@ DATASETS: dict[str, Entry] = {
     "multi30k": Entry("image descriptions, English to German", "EvoMoE translation, profile standard", ("multi30k",)),
 }
 
+from moe_lab.datasets.glue_sources import GLUE_SOURCES, TASKS  # noqa: E402 (it needs the classes above)
+
+SOURCES |= GLUE_SOURCES
+
 
 def sources_of(name: str) -> dict[str, Source]:
-    """The sources behind a data set (or a source's own name); empty for embedded data.
+    """The sources behind a data set or a text task (or a source's own name); empty for embedded data.
 
     Raises:
-        ValueError: neither a data set nor a source, with the nearest valid name.
+        ValueError: none of them, with the nearest valid name.
     """
-    if name in DATASETS:
-        return {source: SOURCES[source] for source in DATASETS[name].sources}
+    entries = TASKS | DATASETS
+    if name in entries:
+        return {source: SOURCES[source] for source in entries[name].sources}
     if name in SOURCES:
         return {name: SOURCES[name]}
-    raise unknown_name("data set", name, {*DATASETS, *SOURCES})
+    raise unknown_name("data set", name, {*entries, *SOURCES})

@@ -3,81 +3,35 @@
 Legend: N samples, L exits, G = L - 1, D feature width, K classes, R runs (one per lambda), B batch.
 
 A frozen backbone gives the same features in every epoch: compute them once, (N, L, D), and a training run needs the
-backbone no more. All runs of a grid of prices train side by side: they have a leading dimension R and never meet.
+backbone no more (`end_to_end.NetworkExits` is the same training without that). All runs of a grid of prices train side
+by side: they have a leading dimension R and never meet. Each run keeps the weights of its own best evaluation.
 
-Phases, in steps:
-
-    warm-up        loss = CE_L + sum_l v_l CE_l, v_1 = L, ..., v_G = 2        (last head frozen: its term is left out)
-    then in turn   ``gate_steps`` of the gates' loss, ``module_steps`` of the inference modules' loss
-    at the end     gates only, for the last ``final_gate_steps``: they should fit the modules as they are in the end
-
-Phases are counted over all steps, not per epoch (the authors restart with a gate phase in every epoch: with few batches
-per epoch their modules never train after warm-up). What the inactive part would learn gets no gradient.
+The last head is frozen: its logits come with the features.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from moe_lab.exits.features import uncertainty_features
+from moe_lab.exits.features import N_FEATURES, uncertainty_features
 from moe_lab.exits.gate import ExitGates
-from moe_lab.exits.losses import (
-    best_exits,
-    check_balance,
-    check_mode,
-    gate_loss,
-    gate_targets,
-    inference_loss,
-    positive_weights,
-)
-from moe_lab.exits.probability import check_model, exit_probabilities, exits_taken
+from moe_lab.exits.phases import DynamicWarmup, Phases
+from moe_lab.exits.probability import exits_taken
+from moe_lab.exits.training import ExitTraining
+from moe_lab.names import check_name
+
+GATE_INPUTS = ("all", "probability", "entropy", "margin", "squared_entropy", "features")
+"""What a gate sees: all four statistics (the paper), one of them, or all four and the pooled features."""
 
 
-@dataclass(frozen=True)
-class Phases:
-    """Lengths of the phases, in optimiser steps.
-
-    Attributes:
-        warmup: inference modules only, as a weighted sum of cross entropies.
-        gate_steps, module_steps: then in turn; 200 batches each in the authors' code.
-        final_gate_steps: gates only, at the end.
-        steps: all together.
-    """
-
-    warmup: int = 600
-    gate_steps: int = 100
-    module_steps: int = 100
-    final_gate_steps: int = 200
-    steps: int = 1600
-
-    def __post_init__(self) -> None:
-        if self.gate_steps < 1 or self.module_steps < 0 or self.warmup < 0 or self.final_gate_steps < 0:
-            raise ValueError(f"gate_steps must be at least 1, the others not negative; got {self}")
-        if self.steps < self.warmup + self.gate_steps:
-            raise ValueError(
-                f"{self.steps} steps leave no gate phase after a warm-up of {self.warmup}: at least "
-                f"{self.warmup + self.gate_steps}"
-            )
-
-    def at(self, step: int) -> str:
-        """ "warmup", "gates" or "modules" for the step after ``step`` completed ones."""
-        if step < self.warmup:
-            return "warmup"
-        if step >= self.steps - self.final_gate_steps:
-            return "gates"
-        place = (step - self.warmup) % (self.gate_steps + self.module_steps)
-        return "gates" if place < self.gate_steps else "modules"
-
-
-class JointExits(nn.Module):
+class JointExits(ExitTraining):
     """R linear inference modules and gates per exit, on cached features.
 
     Args:
-        n_exits, width: L and D (the same at all exits).
+        n_exits, width: L and D (the same at all exits; narrower features are padded with zeros).
         n_classes: K.
         prices: lambdas, R of them.
         costs: (L,) normalised costs, the last is 1.
@@ -85,10 +39,9 @@ class JointExits(nn.Module):
         mode: of `inference_loss`.
         balance: of `positive_weights`.
         model: of `exit_probabilities`.
+        gate_inputs: one of `GATE_INPUTS`. Gates that see statistics only can be put into a `MultiExitNetwork`.
+        warmup_patience: evaluations, see `DynamicWarmup`; None: the warm-up has a fixed length.
         generator: for initial weights, equal in all runs.
-
-    `fit` moves ``step`` by ``advance()``. Weights of positive targets are 1 until `weights_from`
-    has seen a validation set; call it now and then. The last head is frozen: its logits come with the features.
     """
 
     def __init__(
@@ -103,86 +56,126 @@ class JointExits(nn.Module):
         mode: str = "released",
         balance: str = "cumulative",
         model: str = "direct",
+        gate_inputs: str = "all",
+        warmup_patience: int | None = None,
         generator: torch.Generator | None = None,
     ):
-        super().__init__()
-        if not prices:
-            raise ValueError("prices holds no lambda: nothing to train")
         if tuple(costs.shape) != (n_exits,):
             raise ValueError(f"costs must be one number per exit ({n_exits}), got {tuple(costs.shape)}")
-        check_mode(mode)
-        check_balance(balance)
-        check_model(model)
+        check_name("gate inputs", gate_inputs, GATE_INPUTS)
+        super().__init__(prices, costs, phases=phases, mode=mode, balance=balance, model=model, n_trained=n_exits - 1)
         n_gates, runs = n_exits - 1, len(prices)
         bound = width**-0.5
         weight = torch.empty(n_gates, width, n_classes).uniform_(-bound, bound, generator=generator)
         self.weight = nn.Parameter(weight.expand(runs, -1, -1, -1).clone())
         self.bias = nn.Parameter(torch.zeros(runs, n_gates, n_classes))
-        self.gates = ExitGates(n_gates, runs=runs, generator=generator)
-        self.phases, self.mode, self.balance, self.model = phases, mode, balance, model
-        self.register_buffer("prices", torch.tensor(prices, dtype=torch.float32))
-        self.register_buffer("costs", (costs.double() / costs.double()[-1]).float())
-        self.register_buffer("positive", torch.ones(runs, n_gates))
-        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        self.gate_inputs = gate_inputs
+        n_inputs = N_FEATURES + (width if gate_inputs == "features" else 0)
+        self.gates = ExitGates(n_gates, runs=runs, n_features=n_inputs, generator=generator)
+        seen = torch.ones(n_inputs)
+        if gate_inputs not in ("all", "features"):
+            seen = (torch.arange(N_FEATURES) == GATE_INPUTS.index(gate_inputs) - 1).float()
+        self.register_buffer("seen", seen)
+        with torch.no_grad():
+            self.gates.weight.mul_(seen)  # an input that is always 0 has no gradient: these weights stay 0
+        self.warmup = None
+        if warmup_patience is not None:
+            self.warmup = DynamicWarmup(self.weight[0], self.bias[0], warmup_patience)
+        self.register_buffer("best_value", torch.full((runs,), torch.inf))
+        self.register_buffer("best_step", torch.full((runs,), -1))
+        for name, parameter in self._learned().items():
+            self.register_buffer(f"best_{name}", parameter.detach().clone())
+
+    def _learned(self) -> dict[str, nn.Parameter]:
+        gates = {"gate_weight": self.gates.weight, "gate_bias": self.gates.bias}
+        return {"weight": self.weight, "bias": self.bias, **gates}
 
     @property
     def phase(self) -> str:
         """Of the next step."""
-        return self.phases.at(int(self.step))
+        if self.warmup is None:
+            return self.phases.at(int(self.step))
+        ended = int(self.warmup.ended_at)
+        return self.phases.at(int(self.step), ended) if ended >= 0 else "warmup"
 
     @torch.no_grad()
     def advance(self) -> None:
-        """One optimiser step is done."""
-        self.step += 1
+        """One optimiser step is done; modules that wait for the others keep their best weights."""
+        super().advance()
+        if self.warmup is not None and self.phase == "warmup":
+            done = self.warmup.done  # momentum would carry them on
+            self.weight[:, done], self.bias[:, done] = self.warmup.weight[done], self.warmup.bias[done]
 
     def logits(self, features: Tensor, last: Tensor) -> Tensor:
         """features (B, L, D), last (B, K): logits of the frozen last head -> (R, B, L, K)."""
         own = torch.einsum("bgd,rgdk->rbgk", features[:, :-1], self.weight) + self.bias.unsqueeze(1)
         return torch.cat((own, last.expand(len(self.prices), -1, -1).unsqueeze(2).to(own.dtype)), 2)
 
-    def gate_logits(self, logits: Tensor) -> Tensor:
-        """(R, B, L, K) -> (R, B, G)."""
-        return self.gates(uncertainty_features(logits[:, :, :-1]))
+    def gate_logits(self, logits: Tensor, features: Tensor | None = None) -> Tensor:
+        """(R, B, L, K) -> (R, B, G); features (B, L, D) are needed by gates that see them."""
+        seen = uncertainty_features(logits[:, :, :-1])
+        if self.gate_inputs == "features":
+            if features is None:
+                raise ValueError("these gates see the features too: give them")
+            pooled = features[:, :-1].to(seen.dtype).expand(len(self.prices), -1, -1, -1)
+            seen = torch.cat((seen, pooled), -1)
+        return self.gates(seen * self.seen)
 
-    def cross_entropies(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """(R, B, L) of logits (R, B, L, K) and labels (B,)."""
-        index = labels[None, :, None, None].expand(*logits.shape[:3], 1)
-        return -logits.log_softmax(-1).gather(-1, index).squeeze(-1)
+    def batch_logits(self, batch: dict[str, Tensor]) -> Tensor:
+        """Of ``features`` (B, L, D) and ``last`` (B, K)."""
+        return self.logits(batch["features"], batch["last"])
 
-    def terms(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Loss terms for `fit`, sums over runs (so that runs do not share a learning rate): ``gates`` and ``modules``.
-
-        Args:
-            batch: ``features`` (B, L, D), ``last`` (B, K), ``label`` (B,).
-        """
-        zero = self.bias.new_zeros(())
-        if self.phase == "gates":
-            with torch.no_grad():
-                logits = self.logits(batch["features"], batch["last"])
-                losses = self.cross_entropies(logits, batch["label"])
-                best = best_exits(losses, self.costs, self.prices.unsqueeze(1))
-            loss = gate_loss(self.gate_logits(logits), gate_targets(best, self.gates.n_gates), self.positive)
-            return {"gates": loss.sum(), "modules": zero}
-        logits = self.logits(batch["features"], batch["last"])
-        losses = self.cross_entropies(logits, batch["label"])[:, :, :-1]
-        if self.phase == "warmup":
-            n_exits = len(self.costs)
-            weights = torch.arange(n_exits, 1, -1, device=losses.device, dtype=losses.dtype)
-            return {"gates": zero, "modules": (losses * weights).sum(-1).mean(-1).sum()}
-        with torch.no_grad():
-            gates = self.gate_logits(logits).sigmoid()
-            probabilities, taken = exit_probabilities(gates, self.model)[..., :-1], exits_taken(gates, self.model)
-        return {"gates": zero, "modules": inference_loss(losses, probabilities, taken, self.mode).sum()}
+    def batch_gates(self, batch: dict[str, Tensor], logits: Tensor) -> Tensor:
+        """Of ``features`` and the logits."""
+        return self.gate_logits(logits, batch["features"])
 
     @torch.no_grad()
     def decide(self, features: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (R, B, L, K) and exits taken (R, B)."""
         logits = self.logits(features, last)
-        return logits, exits_taken(self.gate_logits(logits).sigmoid(), self.model)
+        return logits, exits_taken(self.gate_logits(logits, features).sigmoid(), self.model)
 
-    @torch.no_grad()
     def weights_from(self, features: Tensor, last: Tensor, labels: Tensor) -> None:
         """Set the weights of positive targets from a validation set, with the modules as they are."""
-        losses = self.cross_entropies(self.logits(features, last), labels)
-        best = best_exits(losses, self.costs, self.prices.unsqueeze(1))
-        self.positive.copy_(positive_weights(best, self.gates.n_gates, self.balance))
+        with torch.no_grad():
+            self.set_weights(self.cross_entropies(self.logits(features, last), labels))
+
+    @torch.no_grad()
+    def watch_warmup(self, accuracy: Tensor) -> None:
+        """One evaluation of a dynamic warm-up: validation accuracy (G,) of the modules. Nothing happens without one.
+
+        Only an evaluation ends the warm-up: at the latest the first one after its planned length.
+        """
+        if self.warmup is None or int(self.warmup.ended_at) >= 0:
+            return
+        self.warmup.watch(accuracy, self.weight[0], self.bias[0])
+        if bool(self.warmup.done.all()) or int(self.step) >= self.phases.warmup:
+            self.warmup.ended_at.fill_(int(self.step))
+        if int(self.warmup.ended_at) >= 0:
+            self.weight.copy_(self.warmup.weight.expand_as(self.weight))
+            self.bias.copy_(self.warmup.bias.expand_as(self.bias))
+
+    @torch.no_grad()
+    def keep_best(self, values: Tensor) -> float:
+        """Each run keeps its weights if its value is the smallest so far.
+
+        Args:
+            values: (R,), e.g. loss plus priced cost on a validation set.
+
+        Returns:
+            The mean over runs of the smallest values: falls whenever a run improves, so that `fit`, which keeps the
+            state of the smallest, keeps what all runs kept.
+        """
+        better = values.to(self.best_value) < self.best_value
+        self.best_value[better] = values.to(self.best_value)[better]
+        self.best_step[better] = self.step
+        for name, parameter in self._learned().items():
+            getattr(self, f"best_{name}")[better] = parameter[better]
+        return float(self.best_value.mean())
+
+    @torch.no_grad()
+    def take_best(self) -> None:
+        """Every run gets the weights that it kept; a run that kept none has those it has."""
+        has = self.best_step >= 0
+        for name, parameter in self._learned().items():
+            parameter[has] = getattr(self, f"best_{name}")[has]

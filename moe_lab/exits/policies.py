@@ -4,7 +4,9 @@ Legend: N samples, L exits, K classes, c_i confidence at an exit (larger = surer
 
 * `static_exits`: everybody leaves at the same exit.
 * `geometric_thresholds`: the usual protocol (MSDNet's budgeted batches). Shares pi_k proportional to rho^k; one by one
-  the threshold is the confidence of number floor(N pi_k) among those that are still inside.
+  the threshold is the confidence of number floor(N pi_k) among those that are still inside. `geometric_exits` sends
+  the samples themselves, without thresholds.
+* `target_accuracy_thresholds`: each exit by itself keeps as many as it can with an accuracy above a target.
 * `shared_threshold_exits`: one threshold for all exits. Simple, strong, and missing from the paper.
 * `cheapest_exits`, `earliest_right_exits`: oracles, what perfect gates could do; upper bounds, no methods.
 
@@ -88,6 +90,73 @@ def geometric_thresholds(confidences: Tensor, rho: float) -> Tensor:
             continue
         thresholds[level] = here.topk(wanted).values[-1]
         inside &= confidences[:, level] < thresholds[level]
+    return thresholds
+
+
+def geometric_exits(confidences: Tensor, shares: Tensor) -> Tensor:
+    """Exits of these very samples: exit by exit the floor(N share) surest of those that are still inside.
+
+    What `geometric_thresholds` does to its own samples, but also equal confidences are told apart (first come, first
+    served), so that counts are exact.
+
+    Args:
+        confidences: (N, L).
+        shares: (L,) or longer, as `geometric_shares` gives; the last exit takes whoever is left.
+
+    Returns:
+        (N,) int64.
+    """
+    n, n_exits = confidences.shape
+    exits = torch.full((n,), n_exits - 1, dtype=torch.int64, device=confidences.device)
+    inside = torch.arange(n, device=confidences.device)
+    for level, share in enumerate(shares[: n_exits - 1].tolist()):
+        inside = inside[confidences[inside, level].argsort(descending=True, stable=True)]
+        wanted = int(n * share + 1e-9)
+        exits[inside[:wanted]] = level
+        inside = inside[wanted:].sort().values
+    return exits
+
+
+def target_accuracy_thresholds(confidences: Tensor, right: Tensor, target: float, least: int = 11) -> Tensor:
+    """Thresholds above which an exit, by itself, is right more often than ``target``.
+
+    At each exit *all* samples are sorted by confidence, whoever may have left before; the longest beginning whose
+    accuracy exceeds the target is kept. Equal confidences are kept or left together: a threshold cannot part them.
+
+    Args:
+        confidences: (N, L) of the samples that thresholds are set on.
+        right: (N, L) bool, is the exit right.
+        target: accuracy to exceed, in [0, 1]; usually that of the whole network.
+        least: shorter beginnings do not count: too few samples to know.
+
+    Returns:
+        (L,); inf where no beginning is good enough, -inf at the last exit.
+
+    Raises:
+        ValueError: shapes differ, ``right`` is not bool, a target or ``least`` out of range.
+    """
+    if confidences.dim() != 2 or confidences.shape != right.shape:
+        raise ValueError(
+            f"confidences and right must both be (samples, exits), got {tuple(confidences.shape)} and "
+            f"{tuple(right.shape)}"
+        )
+    if right.dtype != torch.bool:
+        raise ValueError(f"right must be bool (logits.argmax(-1) == labels.unsqueeze(1)), got {right.dtype}")
+    if not 0 <= target <= 1:
+        raise ValueError(f"target must be an accuracy in [0, 1], got {target}")
+    if least < 1:
+        raise ValueError(f"least must be at least 1 sample, got {least}")
+    n, n_exits = confidences.shape
+    thresholds = confidences.new_full((n_exits,), torch.inf)
+    if n >= least:
+        values, order = confidences.sort(0, descending=True)
+        length = torch.arange(1, n + 1, device=values.device).unsqueeze(1)
+        accuracy = right.gather(0, order).double().cumsum(0) / length
+        ends = torch.ones_like(right)
+        ends[:-1] = values[:-1] > values[1:]
+        good = ends & (length >= least) & (accuracy > target)
+        thresholds = torch.where(good, values, torch.inf).amin(0)  # the longest ends at the least confidence
+    thresholds[-1] = -torch.inf
     return thresholds
 
 

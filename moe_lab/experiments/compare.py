@@ -97,6 +97,20 @@ class Difference(NamedTuple):
         return f"{self.mean:+.4f} [{self.low:+.4f}, {self.high:+.4f}]"
 
 
+def mean_difference(values: Sequence[float], n_resamples: int = 2000) -> Difference:
+    """Of differences, one per seed.
+
+    Raises:
+        ValueError: no value.
+    """
+    if not len(values):
+        raise ValueError("no difference to average")
+    found = np.asarray(values, dtype=float)
+    draws = np.random.default_rng(0).choice(found, (n_resamples, len(found))).mean(1)
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return Difference(float(found.mean()), float(low), float(high), len(found))
+
+
 def paired_difference(
     results: Iterable[Result], metric: str, first: str, second: str, n_resamples: int = 2000
 ) -> Difference:
@@ -112,6 +126,4 @@ def paired_difference(
     difference = (values[second] - values[first]).dropna().to_numpy()
     if len(difference) == 0:
         raise ValueError(f"no seed was run with both {first!r} and {second!r}")
-    draws = np.random.default_rng(0).choice(difference, (n_resamples, len(difference))).mean(1)
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return Difference(float(difference.mean()), float(low), float(high), len(difference))
+    return mean_difference(difference, n_resamples)

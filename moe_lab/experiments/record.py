@@ -9,6 +9,7 @@
     python -m moe_lab.experiments.record --what masked --out data/recorded --workers 6 --seeds 0 1 2
     python -m moe_lab.experiments.record --what translation --out data/recorded --workers 6 --seeds 0 1 2
     python -m moe_lab.experiments.record --what exits --out data/recorded --workers 16 --seeds 0 1 2
+    python -m moe_lab.experiments.record --what exits-cifar --out data/recorded --workers 2 --seeds 0 1 2
 
 Interrupt it as you like: what is finished is found again, what was running goes on from its checkpoint. Full Results
 and checkpoints live in ``--scratch`` (default: `paths.runs_dir`), thinned copies in ``--out``. The machine needs
@@ -157,15 +158,27 @@ def _translation_configs(options: argparse.Namespace) -> list[Any]:
 
 
 def _exit_configs(options: argparse.Namespace) -> list[Any]:
-    """Both embedded data sets; then other ways to train the modules, to balance targets, and to read the gates."""
+    """Both embedded data sets and MNIST; then, on moved digits, one thing at a time: `jei_config.ABLATIONS`."""
+    from moe_lab.experiments.jei_config import ABLATIONS, JeiConfig
+
+    variants: list[dict[str, Any]] = [{}, {"dataset": "planted-difficulty"}, {"dataset": "mnist"}, *ABLATIONS]
+    return [JeiConfig.profile(options.profile, seed=s, **variant) for s in options.seeds for variant in variants]
+
+
+def _exit_images_configs(options: argparse.Namespace) -> list[Any]:
+    """CIFAR-10 with a T2T body: a GPU. The modes once more, where classes are hard."""
     from moe_lab.experiments.jei_config import JeiConfig
 
-    variants: list[dict[str, Any]] = [{}, {"dataset": "planted-difficulty"}]
-    variants += [{"mode": mode} for mode in ("detached", "expected", "single")]
-    variants += [{"balance": "per_layer"}, {"balance": "none"}, {"model": "cumulative"}, {"model": "stick_breaking"}]
-    return [JeiConfig.profile(options.profile, seed=s, **variant) for variant in variants for s in options.seeds]
+    variants: list[dict[str, Any]] = [{}, {"mode": "detached"}, {"mode": "expected"}, {"finetune_epochs": 10}]
+    return [
+        JeiConfig.profile(options.profile, dataset="cifar-10", seed=s, **variant)
+        for s in options.seeds
+        for variant in variants
+    ]
 
 
+_EXIT_SETTINGS = ("dataset", "mode", "balance", "model", "gate_inputs", "phase_steps", "warmup", "finetune_epochs")
+_EXIT_METRICS = ("backbone_accuracy", "gain_over_geometric", "gain_over_shared", "coverage", "set_size", "seconds")
 _LANGUAGE_COLUMNS = ("gate", "n_experts", "test_loss", "final_loss", "experts_per_token", "training_flops", "seconds")
 
 
@@ -215,11 +228,9 @@ RECORDINGS: dict[str, Recording] = {
     "exits": Recording(
         _exit_configs,
         _run_by("jei_dnn"),
-        (
-            *("dataset", "mode", "balance", "model"),
-            *("backbone_accuracy", "gain_over_geometric", "gain_over_shared", "coverage", "set_size", "seconds"),
-        ),
+        (*_EXIT_SETTINGS, *_EXIT_METRICS),
     ),
+    "exits-cifar": Recording(_exit_images_configs, _run_by("jei_dnn"), (*_EXIT_SETTINGS, *_EXIT_METRICS)),
     "translation": Recording(
         _translation_configs, _run_by("evomoe_translation"), ("gate", "bleu", "test_loss", "exact", "seconds")
     ),

@@ -26,6 +26,21 @@ def _edges(confidence: np.ndarray, n_bins: int, equal_mass: bool) -> np.ndarray:
     return edges if len(edges) > 1 else np.array([edges[0] - 1e-9, edges[0] + 1e-9])
 
 
+def _bins(confidence: Tensor, right: Tensor, n_bins: int, equal_mass: bool) -> tuple[np.ndarray, ...]:
+    """low, high, share, confidence, accuracy of the bins that are not empty."""
+    c, r = confidence.detach().cpu().double().numpy(), right.detach().cpu().double().numpy()
+    if len(c) == 0:
+        raise ValueError("calibration needs at least one sample")
+    if c.min() < 0 or c.max() > 1 + 1e-6:
+        raise ValueError("confidences are probabilities in [0, 1]; were these logits?")
+    edges = _edges(c, n_bins, equal_mass)
+    place = np.clip(np.searchsorted(edges, c, side="left") - 1, 0, len(edges) - 2)
+    counts = np.bincount(place, minlength=len(edges) - 1)
+    used = counts > 0
+    mean = [np.bincount(place, values, minlength=len(edges) - 1)[used] / counts[used] for values in (c, r)]
+    return edges[:-1][used], edges[1:][used], counts[used] / len(c), *mean
+
+
 def reliability(confidence: Tensor, right: Tensor, *, n_bins: int = 15, equal_mass: bool = True) -> pd.DataFrame:
     """One row per bin that is not empty.
 
@@ -41,20 +56,8 @@ def reliability(confidence: Tensor, right: Tensor, *, n_bins: int = 15, equal_ma
     Raises:
         ValueError: no samples, or confidences outside [0, 1].
     """
-    c, r = confidence.detach().cpu().double().numpy(), right.detach().cpu().double().numpy()
-    if len(c) == 0:
-        raise ValueError("calibration needs at least one sample")
-    if c.min() < 0 or c.max() > 1 + 1e-6:
-        raise ValueError("confidences are probabilities in [0, 1]; were these logits?")
-    edges = _edges(c, n_bins, equal_mass)
-    place = np.clip(np.searchsorted(edges, c, side="left") - 1, 0, len(edges) - 2)
-    rows = []
-    for index in range(len(edges) - 1):
-        chosen = place == index
-        if chosen.any():
-            about = {"low": edges[index], "high": edges[index + 1], "share": chosen.mean()}
-            rows.append(about | {"confidence": c[chosen].mean(), "accuracy": r[chosen].mean()})
-    return pd.DataFrame(rows)
+    names = ("low", "high", "share", "confidence", "accuracy")
+    return pd.DataFrame(dict(zip(names, _bins(confidence, right, n_bins, equal_mass), strict=True)))
 
 
 def expected_calibration_error(
@@ -71,8 +74,8 @@ def expected_calibration_error(
         return float(
             np.mean([expected_calibration_error(c, r, n_bins=n_bins, equal_mass=equal_mass) for c, r in batches])
         )
-    table = reliability(confidence, right, n_bins=n_bins, equal_mass=equal_mass)
-    return float((table["share"] * (table["accuracy"] - table["confidence"]).abs()).sum())
+    _, _, share, mean, accuracy = _bins(confidence, right, n_bins, equal_mass)
+    return float((share * np.abs(accuracy - mean)).sum())
 
 
 def double_softmax(probabilities: Tensor) -> Tensor:
@@ -95,3 +98,8 @@ def best_temperature(logits: Tensor, labels: Tensor, *, low: float = 0.05, high:
 
     found = minimize_scalar(loss, bounds=(np.log(low), np.log(high)), method="bounded")
     return float(np.exp(found.x))
+
+
+def exit_temperatures(logits: Tensor, labels: Tensor) -> Tensor:
+    """(L,) float64: the best temperature of every exit on its own; logits (N, L, K), labels (N,)."""
+    return torch.tensor([best_temperature(logits[:, level], labels) for level in range(logits.shape[1])]).double()

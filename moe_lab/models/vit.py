@@ -11,8 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from moe_lab.models.body import ExitBody, check_images
 from moe_lab.models.transformer import Attention, FeedForward
-from moe_lab.modes import evaluating
 
 
 class PatchStem(nn.Module):
@@ -29,23 +29,35 @@ class PatchStem(nn.Module):
         super().__init__()
         if side % patch:
             raise ValueError(f"patches of {patch} do not tile a side of {side}")
+        self.side, self.channels = side, channels
         self.project = nn.Conv2d(channels, width, patch, stride=patch)
         self.token = nn.Parameter(torch.empty(1, 1, width).normal_(0.0, 0.02))
         self.position = nn.Parameter(torch.empty(1, (side // patch) ** 2 + 1, width).normal_(0.0, 0.02))
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, S, D)."""
+        check_images(x, self.channels, self.side)
         patches = self.project(x).flatten(2).transpose(1, 2)
         return torch.cat((self.token.expand(len(x), -1, -1), patches), 1) + self.position
 
 
 class EncoderBlock(nn.Module):
-    """x + attention(norm(x)), then x + feed-forward(norm(x)); (N, S, D) -> (N, S, D)."""
+    """x + attention(norm(x)), then x + feed-forward(norm(x)); (N, S, D) -> (N, S, D).
 
-    def __init__(self, width: int, heads: int, ratio: int = 2, dropout: float = 0.0):
+    Args:
+        width, heads: D, and heads of the attention.
+        ratio: hidden width of the feed-forward layer, in units of D.
+        dropout: on the hidden layer.
+        qkv_bias: biases of queries, keys and values; T2T-ViT has none.
+    """
+
+    def __init__(self, width: int, heads: int, ratio: int = 2, dropout: float = 0.0, qkv_bias: bool = True):
         super().__init__()
         self.attention_norm, self.forward_norm = nn.LayerNorm(width), nn.LayerNorm(width)
         self.attention, self.feed_forward = Attention(width, heads), FeedForward(width, ratio * width, dropout)
+        if not qkv_bias:
+            for linear in (self.attention.query, self.attention.key_value):
+                linear.register_parameter("bias", None)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, S, D) -> (N, S, D)."""
@@ -65,8 +77,8 @@ class ClassToken(nn.Module):
         return self.norm(x[:, 0])
 
 
-class VisionTransformer(nn.Module):
-    """Stem, blocks, head.
+class VisionTransformer(ExitBody):
+    """See `ExitBody`; the norm (`pool`) is shared by all exits.
 
     Args:
         side, channels, patch, width: of the stem.
@@ -88,24 +100,9 @@ class VisionTransformer(nn.Module):
         ratio: int = 2,
         dropout: float = 0.0,
     ):
-        super().__init__()
-        self.stem = PatchStem(side, channels, patch, width)
-        self.blocks = nn.ModuleList(EncoderBlock(width, heads, ratio, dropout) for _ in range(layers))
-        self.pool = ClassToken(nn.LayerNorm(width))
-        self.head = nn.Linear(width, n_classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> logits (N, K)."""
-        h = self.stem(x)
-        for block in self.blocks:
-            h = block(h)
-        return self.head(self.pool(h))
-
-    def features(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, L, D): the normalised class token behind every block, in eval mode."""
-        with evaluating(self):
-            h, found = self.stem(x), []
-            for block in self.blocks:
-                h = block(h)
-                found.append(self.pool(h))
-        return torch.stack(found, 1)
+        super().__init__(  # arguments are made in this order, so that a seed gives the same weights for ever
+            PatchStem(side, channels, patch, width),
+            [EncoderBlock(width, heads, ratio, dropout) for _ in range(layers)],
+            ClassToken(nn.LayerNorm(width)),
+            nn.Linear(width, n_classes),
+        )

@@ -13,6 +13,8 @@ def test_images_are_standardised_by_the_training_images(name):
     assert data.train["image"].mean().abs() < 1e-5 and data.train["image"].std().item() == pytest.approx(1)
     assert set(data.valid["part"].tolist()) == {0, 1, 2}
     assert set(data.train["label"].tolist()) == set(range(10))
+    assert (data.info["title"], data.info["flip"]) == (name.replace("-", " "), False)
+    assert 0 < data.info["mean"][0] < 0.5 and data.info["std"][0] > 0
 
 
 def test_parts_share_no_source_digit():

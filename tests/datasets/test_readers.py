@@ -15,7 +15,7 @@ from scipy.io import savemat
 from moe_lab.datasets import DatasetNotFound, available, load
 from moe_lab.datasets.books import frequent
 from moe_lab.datasets.mnist import read_idx, read_images
-from moe_lab.datasets.mnist_svhn import read_svhn
+from moe_lab.datasets.svhn import read_colour_svhn, read_svhn
 
 RATED = [(1, 1, 5), (1, 2, 3), (2, 2, 1), (3, 3, 4), (2, 3, 2)]  # user, item, rating; item 4 has no rating
 
@@ -203,9 +203,52 @@ def test_svhn_becomes_grey_and_its_class_10_the_digit_0(cache: Path):
     assert images.shape == (20, 32, 32)
     assert set(images.reshape(-1).tolist()) == {124}  # 0.299 * 200 + 0.587 * 100 + 0.114 * 50 = 124.2
     assert labels.tolist() == [*range(1, 10), 0] * 2
-    savemat(cache / "other.mat", {"Z": np.zeros(3)})
-    with pytest.raises(ValueError, match="not an SVHN file"):
-        read_svhn(cache / "other.mat")
+
+
+def test_svhn_in_colour_has_channels_first(cache: Path):
+    colour = np.random.default_rng(0).integers(0, 256, (32, 32, 3, 5), dtype=np.uint8)
+    savemat(cache / "x.mat", {"X": colour, "y": np.arange(1, 6)[:, None]})
+    images, labels = read_colour_svhn(cache / "x.mat")
+    assert images.shape == (5, 3, 32, 32) and images.dtype == np.uint8
+    assert images[4, 1, 30, 7] == colour[30, 7, 1, 4]
+    assert labels.tolist() == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("compress", [False, True])
+def test_a_harmed_svhn_file_is_named_with_what_to_do(cache: Path, compress: bool):
+    path = cache / "train_32x32.mat"
+    colour = np.random.default_rng(0).integers(0, 256, (32, 32, 3, 5), dtype=np.uint8)
+    savemat(path, {"X": colour, "y": np.arange(1, 6)[:, None]}, do_compression=compress)
+    whole = path.read_bytes()
+    for content in (b"", b"<html>", whole[:60], whole[:200], whole[:5000], whole[: len(whole) - 30]):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"{path}: not a whole SVHN file.*Remove it and fetch it again"):
+            read_svhn(path)
+    for other in ({"Z": np.zeros(3)}, {"X": colour, "y": np.arange(4)}, {"X": colour / 255, "y": np.arange(5)}):
+        savemat(path, other)
+        with pytest.raises(ValueError, match="not a whole SVHN file"):
+            read_colour_svhn(path)
+    with pytest.raises(FileNotFoundError):
+        read_svhn(cache / "nothing.mat")
+
+
+def test_svhn_and_mnist_are_data_sets_of_kind_images_whose_digits_must_not_be_mirrored(cache: Path):
+    write_mnist(cache / "mnist")
+    write_svhn(cache / "svhn", {"train": 100, "test": 50})
+    assert available("svhn") and available("mnist")  # the extra part belongs to mnist-svhn only
+    for name, title, sizes, shape in (
+        ("mnist", "MNIST", {"train": 30, "valid": 30, "test": 20}, (1, 28, 28)),
+        ("svhn", "SVHN", {"train": 70, "valid": 30, "test": 50}, (3, 32, 32)),
+    ):
+        data = load(name, n_valid=30)
+        assert (data.kind, data.sizes, data.info["title"], data.info["flip"]) == ("images", sizes, title, False)
+        assert data.train["image"].shape[1:] == shape
+        assert torch.bincount(data.valid["label"] * 3 + data.valid["part"]).tolist() == [1] * 30
+    assert load("svhn", n_valid=30).test["label"].tolist() == ([*range(1, 10), 0] * 5)
+    mnist = load("mnist", n_valid=30)
+    raw = mnist.test["image"] * mnist.info["std"][0] + mnist.info["mean"][0]
+    expected = write_mnist(cache / "again")["t10k-images-idx3"]
+    assert np.array_equal((raw[:, 0] * 255).round().numpy(), expected)
 
 
 def test_mnist_and_svhn_are_mixed_and_know_their_domain(cache: Path):

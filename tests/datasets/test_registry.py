@@ -5,7 +5,7 @@ import re
 import pytest
 
 from moe_lab.datasets.readme import render
-from moe_lab.datasets.registry import DATASETS, SOURCES, sources_of
+from moe_lab.datasets.registry import DATASETS, SOURCES, TASKS, sources_of
 from moe_lab.paths import project_root
 
 FILES = [(name, file) for name, source in SOURCES.items() for file in (*source.files, *source.instead)]
@@ -30,7 +30,19 @@ def test_no_two_files_share_a_place_or_a_checksum():
 
 
 def test_every_data_set_names_known_sources_and_every_source_is_used():
-    used = {source for entry in DATASETS.values() for source in entry.sources}
+    used = {source for entry in (*DATASETS.values(), *TASKS.values()) for source in entry.sources}
     assert used == set(SOURCES)
-    assert list(sources_of("mnist-svhn")) == ["mnist", "svhn"]
+    assert list(sources_of("mnist-svhn")) == ["mnist", "svhn", "svhn-extra"]
     assert list(sources_of("svhn")) == ["svhn"]
+
+
+def test_a_data_set_that_shares_its_name_with_a_source_is_made_of_that_source_alone():
+    for name in DATASETS.keys() & SOURCES.keys():
+        assert sources_of(name) == {name: SOURCES[name]}
+
+
+def test_a_lossy_file_is_a_stand_in_and_the_readme_says_what_results_on_it_are_named():
+    lossy = [file for _, file in FILES if file.lossy]
+    assert [file.path for file in lossy] == ["cifar10-jpeg.npz"]
+    assert not any(file.lossy for source in SOURCES.values() for file in source.files)
+    assert "where they are missing; lossy: results on it are named (JPEG)" in render()

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from moe_lab.batches import StepBatches
-from moe_lab.exits.joint import JointExits, Phases
+from moe_lab.exits import uncertainty_features
+from moe_lab.exits.joint import JointExits
+from moe_lab.exits.phases import Phases
 from moe_lab.train import FitConfig, fit
 
 EXITS, WIDTH, CLASSES = 4, 6, 3
@@ -124,6 +126,8 @@ def test_logits_are_those_of_plain_linear_layers():
     ("build", "message"),
     [
         (lambda: joint(prices=()), "no lambda"),
+        (lambda: joint(prices=(0.1, -1.0)), "must not be negative"),
+        (lambda: joint(gate_inputs="margins"), "did you mean 'margin'"),
         (lambda: JointExits(3, 2, 2, [0.1], torch.ones(4), phases=Phases()), "one number per exit"),
         (lambda: joint(mode="jointly"), "unknown mode"),
         (lambda: joint(balance="cumulated"), "did you mean 'cumulative'"),
@@ -133,3 +137,69 @@ def test_logits_are_those_of_plain_linear_layers():
 def test_bad_settings_are_refused(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_a_gate_that_sees_one_number_has_no_weight_for_the_others():
+    data = planted(200)
+    model = trained(joint(gate_inputs="margin"), data, steps=150)
+    assert model.gates.weight[..., 2].ne(0).all() and model.gates.weight[..., [0, 1, 3]].eq(0).all()
+    logits = model.logits(data["features"], data["last"])
+    margin = uncertainty_features(logits[:, :, :-1])[..., 2]
+    expected = margin * model.gates.weight[..., 2].unsqueeze(1) + model.gates.bias.unsqueeze(1)
+    torch.testing.assert_close(model.gate_logits(logits), expected)
+
+
+def test_a_gate_that_sees_features_uses_them():
+    """Cross entropies of all samples are alike, so that statistics say nothing; the feature says who should stay."""
+    model, data = joint(gate_inputs="features"), planted(200)
+    model.step.fill_(60)
+    model.terms(data)["gates"].backward()
+    assert model.gates.weight.shape[-1] == 4 + WIDTH and model.gates.weight.grad[..., 4:].ne(0).any()
+    assert model.weight.grad is None
+    with pytest.raises(ValueError, match="see the features too"):
+        model.gate_logits(model.logits(data["features"], data["last"]))
+
+
+def test_each_run_keeps_its_own_best():
+    model = joint(prices=(0.0, 1.0))
+    with torch.no_grad():
+        model.weight[0], model.weight[1] = 1.0, 10.0
+        assert model.keep_best(torch.tensor([5.0, 5.0])) == 5.0
+        model.weight[0], model.weight[1] = 2.0, 20.0
+        model.step.fill_(7)
+        assert model.keep_best(torch.tensor([4.0, 6.0])) == 4.5  # run 0 improves, run 1 does not
+        model.weight[0], model.weight[1] = 3.0, 30.0
+        assert model.keep_best(torch.tensor([4.0, 6.0])) == 4.5  # a tie keeps the earlier
+        model.take_best()
+    assert model.weight[0].eq(2).all() and model.weight[1].eq(10).all() and model.best_step.tolist() == [7, 0]
+
+
+def warm_up(model, accuracies):
+    """Evaluations after 10, 20, ... steps; weights are the number of the evaluation."""
+    for number, accuracy in enumerate(accuracies, 1):
+        model.step.fill_(10 * number - 1)
+        with torch.no_grad():
+            model.weight.fill_(float(number))
+        model.advance()
+        model.watch_warmup(torch.tensor(accuracy))
+    return model
+
+
+def test_a_module_waits_with_its_best_weights_until_all_are_done():
+    accuracies = [(0.5, 0.1, 0.1), (0.4, 0.2, 0.2), (0.5, 0.3, 0.3), (0.9, 0.4, 0.3), (0.9, 0.3, 0.3), (0.9, 0.2, 0.9)]
+    model = warm_up(joint(warmup_patience=2), accuracies[:4])
+    assert model.phase == "warmup" and model.warmup.done.tolist() == [True, False, False]  # 0.9 came too late
+    model.advance()
+    assert model.weight[:, 0].eq(1).all() and model.weight[:, 1].eq(4).all()  # the first waits with evaluation 1's
+    model = warm_up(joint(warmup_patience=2), accuracies[:5])
+    assert model.warmup.done.tolist() == [True, False, True]  # 0.3 three times: two evaluations without a gain
+    model = warm_up(joint(warmup_patience=2), accuracies)
+    assert model.phase == "gates" and int(model.warmup.ended_at) == 60
+    assert model.weight[0, :, 0, 0].tolist() == [1.0, 4.0, 3.0]
+
+
+def test_a_dynamic_warmup_is_never_longer_than_planned():
+    model = warm_up(joint(warmup_patience=2), [(0.1 * n,) * 3 for n in range(1, 7)])
+    assert model.phase == "gates" and int(model.warmup.ended_at) == 60 and model.weight.eq(6).all()
+    with pytest.raises(ValueError, match="at least 1 evaluation"):
+        joint(warmup_patience=0)

@@ -1,10 +1,15 @@
 """Stopping early gives the answers of the full computation, and blocks really see fewer rows."""
 
+import math
+
 import pytest
 import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from moe_lab.exits import ExitGates, MultiExitNetwork, exit_costs, multiply_adds
+from moe_lab.exits import ExitGates, MultiExitNetwork, exit_costs, multiply_adds, uncertainty_features
 from moe_lab.exits.cost import gate_multiply_adds, one_token_costs
 from moe_lab.models.transformer import Block
 
@@ -106,6 +111,186 @@ def test_the_gate_s_loss_gives_no_gradient_to_what_it_judges():
     gate_logits.sum().backward()
     assert all(parameter.grad is None for name, parameter in net.named_parameters() if "gates" not in name)
     assert net.gates.weight.grad.abs().sum() > 0
+
+
+class Level(nn.Module):
+    """Adds 1 to the first feature of every token, and stirs those behind the second."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.stir = nn.Linear(width - 2, width - 2)
+
+    def forward(self, x):
+        return torch.cat((x[..., :1] + 1, x[..., 1:2], x[..., 2:] + self.stir(x[..., 2:]).tanh()), -1)
+
+
+class FirstToken(nn.Module):
+    def forward(self, x):
+        return x[:, 0]
+
+
+def planted(exits, tokens, width, n_exits, model):
+    """A network and samples (N, S, D) that leave at ``exits``: it counts levels, and is sure from the wanted one on."""
+    x = torch.randn(len(exits), tokens, width)
+    x[..., 0], x[..., 1] = -0.5, torch.tensor(exits, dtype=torch.float32).reshape(-1, 1)
+    heads = [nn.Sequential(FirstToken(), nn.Linear(width, 3)) for _ in range(n_exits)]
+    gates = ExitGates(n_exits - 1)
+    with torch.no_grad():
+        for head in heads:
+            head[1].weight.clamp_(-0.1, 0.1)
+            head[1].weight[:, :2] = torch.tensor([[30.0, -30.0], [0.0, 0.0], [0.0, 0.0]])  # sure, or torn between two
+        gates.weight.copy_(torch.tensor([100.0, 0.0, 0.0, 0.0]))
+        gates.bias.fill_(-90.0)
+    blocks = [Level(width) for _ in range(n_exits)]
+    return MultiExitNetwork(blocks, heads, gates, costs=torch.arange(1.0, n_exits + 1), model=model).eval(), x
+
+
+@st.composite
+def patterns(draw):
+    n_exits = draw(st.integers(2, 6))
+    exits = draw(st.lists(st.integers(0, n_exits - 1), max_size=30))
+    return exits, n_exits, draw(st.integers(1, 4)), draw(st.integers(3, 7))
+
+
+@given(patterns(), st.floats(0, 1), st.sampled_from(["direct", "stick_breaking", "cumulative"]))
+@example(([0] * 9, 3, 1, 3), 0.02, "direct")
+@example(([2] * 9, 3, 1, 3), 0.02, "direct")
+@example(([1], 3, 2, 4), 0.02, "cumulative")
+@example(([0, 1, 1, 2, 3, 3], 4, 2, 4), 1.0, "stick_breaking")
+def test_any_pattern_of_exits_is_answered_as_by_the_full_network_on_the_rows_that_the_rule_leaves(
+    pattern, compact_from, model
+):
+    exits, n_exits, tokens, width = pattern
+    net, x = planted(exits, tokens, width, n_exits, model)
+    early, masked = net.predict(x, compact_from=compact_from), net.predict_masked(x)
+    assert early.exits.tolist() == masked.exits.tolist() == exits
+    torch.testing.assert_close(early.probabilities, masked.probabilities, atol=1e-5, rtol=0)
+    assert torch.equal(early.cost, masked.cost)
+    rows, expected = len(exits), []
+    for level in range(n_exits):
+        expected.append(rows)
+        inside = sum(exit_ > level for exit_ in exits)
+        rows = inside if inside == 0 or inside <= (1 - compact_from) * rows else rows
+    assert list(early.rows_run) == expected
+
+
+class Operations(TorchDispatchMode):
+    """Names of all operations, and of those that wait for the device."""
+
+    def __init__(self):
+        super().__init__()
+        self.names, self.waits = [], []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        self.names.append(name)
+        picks_by_mask = name.startswith("index") and any(
+            isinstance(index, torch.Tensor) and index.dtype == torch.bool for index in (args[1] or [])
+        )
+        if name in ("nonzero", "_local_scalar_dense", "masked_select", "equal") or picks_by_mask:
+            self.waits.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("compact_from", [0.0, 1.0])
+@pytest.mark.parametrize("exits", [[3], [0, 1, 1, 2, 3, 3, 3], [3] * 4, [0] * 4])
+def test_the_device_is_asked_once_per_exit_and_nothing_moves_where_nobody_leaves(exits, compact_from):
+    net, x = planted(exits, tokens=2, width=4, n_exits=4, model="direct")
+    with Operations() as operations:
+        net.predict(x, compact_from=compact_from)
+    assert len(operations.waits) == min(max(exits) + 1, 3)
+    moves = [name for name in operations.names if name in ("index_select", "index_copy_", "index_fill_")]
+    assert bool(moves) == (len(set(exits)) > 1)
+
+
+class Prior(nn.Module):
+    """The same logits for everybody, one row in memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.logits = nn.Parameter(torch.tensor([0.5, 0.0, -0.5]))
+
+    def forward(self, x):
+        return self.logits.expand(len(x), -1)
+
+
+class SomeLeave(ExitGates):
+    """Whoever is in an even place leaves, whatever the features say."""
+
+    def one(self, index, features):
+        return torch.where(torch.arange(len(features)) % 2 == 0, 9.0, -9.0)
+
+
+@pytest.mark.parametrize("compact_from", [0.0, 1.0])
+def test_answers_are_kept_apart_from_what_a_head_returns(compact_from):
+    heads = [Prior(), nn.Linear(4, 3), nn.Linear(4, 3)]
+    net = MultiExitNetwork([nn.Linear(4, 4) for _ in range(3)], heads, SomeLeave(2)).eval()
+    found = net.predict(torch.randn(7, 4), compact_from=compact_from)
+    assert found.exits.tolist() == [0, 1, 0, 2, 0, 1, 0]
+    torch.testing.assert_close(found.probabilities[::2], heads[0].logits.detach().softmax(-1).expand(4, -1))
+    assert heads[0].logits.tolist() == [0.5, 0.0, -0.5]
+
+
+def test_a_sample_alone_leaves_where_it_leaves_in_a_batch():
+    x = torch.randn(40, 8)
+    exits = {}
+    for model in ("direct", "stick_breaking", "cumulative"):
+        net = network(model=model).eval()
+        exits[model] = net.predict(x).exits
+        alone = [net.predict(row) for row in x.split(1)]
+        assert torch.equal(torch.cat([found.exits for found in alone]), exits[model])
+        torch.testing.assert_close(torch.cat([found.probabilities for found in alone]), net.predict(x).probabilities)
+        assert all(found.rows_run == (1,) * (int(found.exits) + 1) + (0,) * (4 - int(found.exits)) for found in alone)
+    assert not torch.equal(exits["direct"], exits["stick_breaking"])  # S decides for some
+
+
+@pytest.mark.parametrize("n", [1, 7])
+def test_answers_may_be_constants_of_a_loss_and_inference_mode_around_the_call_is_allowed(n):
+    net, x = network().eval(), torch.randn(n, 8)
+    found = net.predict(x)
+    scale = torch.ones((), requires_grad=True)
+    (scale * found.probabilities * found.cost.unsqueeze(1)).sum().backward()
+    assert scale.grad is not None and not found.probabilities.requires_grad
+    with torch.inference_mode():
+        same = net.predict(x)
+    assert torch.equal(same.probabilities, found.probabilities) and torch.equal(same.exits, found.exits)
+
+
+@pytest.mark.parametrize("n", [1, 30])
+def test_a_part_in_training_mode_inside_a_network_in_eval_mode_does_not_drop_anything(n):
+    net, x = network().eval(), torch.randn(n, 8)
+    expected = net.predict(x).probabilities
+    dropout = net.blocks[0].layers[2]
+    dropout.p = 0.9
+    dropout.train()
+    assert torch.equal(net.predict(x).probabilities, expected)
+    torch.testing.assert_close(net.predict_masked(x).probabilities, expected, atol=1e-5, rtol=0)
+    assert dropout.training and not net.training
+
+
+def features_by_hand(logits):
+    powers = [math.exp(z - max(logits)) for z in logits]
+    p = sorted((power / sum(powers) for power in powers), reverse=True)
+    r = [q * q / sum(q * q for q in p) for q in p]
+    entropies = [-sum(q * math.log(q) for q in some if q > 0) for some in (p, r)]
+    return [p[0], entropies[0], p[0] - p[1], entropies[1]]
+
+
+LOGITS = st.one_of(st.floats(-60, 60), st.sampled_from([-math.inf, -1e4, 0.0, 1.0]))  # impossible classes, ties
+
+
+@given(st.lists(LOGITS, min_size=2, max_size=12).filter(lambda logits: max(logits) > -math.inf))
+@example([0.0, -math.inf])
+@example([5.0, 5.0, -math.inf, 5.0])
+@example([700.0, -700.0])
+def test_features_are_their_definition_also_for_impossible_classes_and_ties(logits):
+    found = uncertainty_features(torch.tensor([logits], dtype=torch.float64))
+    expected = torch.tensor([features_by_hand(logits)], dtype=torch.float64)
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-9)
+    single = uncertainty_features(torch.tensor([logits], dtype=torch.float32))
+    assert single.dtype == uncertainty_features(torch.tensor([logits], dtype=torch.bfloat16)).dtype == torch.float32
+    rounded = torch.tensor(logits, dtype=torch.float32).tolist()
+    torch.testing.assert_close(single, torch.tensor([features_by_hand(rounded)]), atol=2e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -6,17 +6,21 @@ import pytest
 import torch
 
 from moe_lab.exits import ExitGates, MultiExitNetwork
-from moe_lab.experiments import jei_dnn
-from moe_lab.experiments.jei_config import JeiConfig
-from moe_lab.experiments.jei_dnn import (
-    METHODS,
+from moe_lab.experiments import jei_backbone, jei_dnn
+from moe_lab.experiments.jei_backbone import (
+    Augment,
     build_backbone,
     cached_features,
-    gain,
     load_images,
     normalised_costs,
-    run,
+    train_backbone,
 )
+from moe_lab.experiments.jei_baselines import METHODS
+from moe_lab.experiments.jei_config import JeiConfig
+from moe_lab.experiments.jei_dnn import run
+from moe_lab.experiments.jei_score import gain
+from moe_lab.metrics.conformal import STRATEGIES
+from moe_lab.results import Result
 from moe_lab.train import fit
 
 
@@ -32,6 +36,8 @@ def tiny(**changes) -> JeiConfig:
         "phase_steps": 20,
         "final_gate_steps": 60,
         "steps": 200,
+        "rhos": (0.3, 1.0, 3.0),
+        "alphas": (0.05, 0.2),
     }
     return JeiConfig.profile("quick", **{**small, **changes})
 
@@ -61,8 +67,8 @@ def test_a_high_price_sends_everybody_to_the_first_exit_and_oracles_bound_the_re
     assert points.loc[("jei_dnn", 0.0), "cost"] > points.loc[("jei_dnn", 50.0), "cost"]
     best = points.loc[("oracle_earliest", 0.0), "accuracy"]
     honest = [row for row in result.curves["points"] if not row["method"].startswith("oracle")]
-    separate = [row["accuracy"] for row in honest if row["method"] != "jei_dnn"]
-    assert max(separate) <= best
+    others = ("jei_dnn", "boosted", "boosted_shared", "weighted", "weighted_shared")  # have modules of their own
+    assert max(row["accuracy"] for row in honest if row["method"] not in others) <= best
 
 
 def test_the_artefacts_of_the_published_comparison_show(result):
@@ -70,10 +76,33 @@ def test_the_artefacts_of_the_published_comparison_show(result):
     assert (points.ece_per_batch > points.ece).mean() > 0.8
 
 
-def test_a_run_stopped_in_each_of_its_three_trainings_ends_like_one_that_was_not(tmp_path, monkeypatch):
-    config = tiny()
+def test_curves_say_more_of_the_learned_points_and_of_thresholds_as_dear(result):
+    points = pd.DataFrame(result.curves["points"]).set_index(["method", "setting"])
+    by_exit = pd.DataFrame(result.curves["by_exit"])
+    assert {"jei_dnn", "geometric", "shared"} == set(by_exit.method)
+    for (method, setting), rows in by_exit.groupby(["method", "setting"]):
+        assert rows.share.sum() == pytest.approx(1)
+        assert (rows.share * rows.accuracy).sum() == pytest.approx(points.loc[(method, setting), "accuracy"])
+    sets = pd.DataFrame(result.curves["conformal"])
+    assert set(sets.strategy) == set(STRATEGIES)
+    usual = sets[(sets.strategy == "gated") & (sets.alpha == 0.05)].set_index(["method", "setting"])
+    assert usual.set_size.to_dict() == pytest.approx(points.loc[usual.index, "set_size"].to_dict())
+    for _, rows in sets.groupby(["method", "setting", "strategy"]):
+        assert (rows.sort_values("alpha").set_size.diff().dropna() <= 0).all()  # nested
+    for _, rows in pd.DataFrame(result.curves["reliability"]).groupby(["method", "setting"]):
+        assert rows.share.sum() == pytest.approx(1)
+
+
+def test_every_price_has_the_weights_of_its_own_best_evaluation(result):
+    assert len(result.metrics["best_steps"]) == 3 and set(result.metrics["best_steps"]) <= {100, 200}
+    best = [row["valid_loss"] for row in result.curves["joint"]]
+    assert best == sorted(best, reverse=True)
+
+
+def test_a_run_stopped_in_each_of_its_trainings_ends_like_one_that_was_not(tmp_path, monkeypatch):
+    config = tiny(finetune_epochs=2, augment=True, warmup_patience=1, gate_inputs="margin")
     whole = run(config, root=tmp_path / "whole", progress=False)
-    for index, curve in enumerate(("backbone", "joint", "separate")):
+    for index, curve in enumerate(("backbone", "finetune", "joint", "separate", "boosted", "weighted")):
 
         def stopped(model, train, loss, *, curve_to_stop=curve, **options):
             calls = []
@@ -89,6 +118,7 @@ def test_a_run_stopped_in_each_of_its_three_trainings_ends_like_one_that_was_not
         root = tmp_path / str(index)
         with monkeypatch.context() as patch:
             patch.setattr(jei_dnn, "fit", stopped)
+            patch.setattr(jei_backbone, "fit", stopped)
             with pytest.raises(RuntimeError, match="power cut"):
                 run(config, root=root, progress=False)
         resumed = run(config, root=root, progress=False)
@@ -116,6 +146,54 @@ def test_cached_features_are_what_a_network_with_exits_computes():
     assert (early.exits != masked.exits).sum() <= 1  # near-ties may fall either way
 
 
+@pytest.mark.parametrize("body", ["cnn", "t2t_7"])
+def test_other_bodies_run_end_to_end(body, tmp_path):
+    few = {"n_train": 60, "n_valid": 60, "n_test": 40}
+    result = run(tiny(body=body, data_options=few, backbone_epochs=1), root=tmp_path, progress=False)
+    assert result.metrics["n_exits"] == {"cnn": 6, "t2t_7": 7}[body]
+    assert np.all(np.diff(result.metrics["costs"]) > 0)
+
+
+def test_images_may_be_enlarged_on_the_way_in():
+    torch.manual_seed(0)
+    data = load_images(tiny())
+    small, large = (build_backbone(tiny(resize=side), data) for side in (None, 32))
+    assert small(data.test["image"][:2]).shape == large(data.test["image"][:2]).shape == (2, 10)
+    assert normalised_costs(large, data)[1] > 3 * normalised_costs(small, data)[1]  # four times as many tokens
+
+
+def test_augmented_copies_follow_the_images_as_they_are(tmp_path):
+    config = tiny(augment=True, feature_copies=3, backbone_epochs=1)
+    data, cpu = load_images(config), torch.device("cpu")
+    body, augment = train_backbone(config, data, Result.open("jei_dnn", config, root=tmp_path), cpu, False)
+    plain = cached_features(body, data.train, cpu)
+    copies = cached_features(body, data.train, cpu, augment=augment, copies=3)
+    n = len(plain["label"])
+    assert len(copies["label"]) == 3 * n and torch.equal(copies["features"][:n], plain["features"])
+    assert torch.equal(copies["label"].reshape(3, n), plain["label"].expand(3, n))
+    assert (copies["features"][n : 2 * n] - plain["features"]).abs().max() > 0.1
+    assert not torch.equal(copies["features"][n : 2 * n], copies["features"][2 * n :])
+
+
+def test_nothing_is_augmented_in_evaluation():
+    x = torch.randn(4, 1, 16, 16)
+    augment = Augment(0, True, torch.device("cpu"))
+    assert torch.equal(augment.eval()(x), x) and not torch.equal(augment.train()(x), x)
+
+
+def test_fine_tuning_trains_the_body_for_all_exits(tmp_path):
+    bodies, result, cpu = [], None, torch.device("cpu")
+    for epochs in (0, 3):
+        config = tiny(finetune_epochs=epochs)
+        torch.manual_seed(0)
+        result = Result.open("jei_dnn", config, root=tmp_path)
+        bodies.append(train_backbone(config, load_images(config), result, cpu, False)[0])
+    frozen, tuned = (body.blocks[0].feed_forward.layers[0].weight for body in bodies)
+    assert not torch.equal(frozen, tuned) and not tuned.requires_grad
+    losses = [row["valid_loss"] for row in result.curves["finetune"]]
+    assert losses[-1] < losses[0] and len(losses) == 3
+
+
 def test_gain_is_the_mean_distance_to_the_interpolated_baseline():
     points = pd.DataFrame(
         [
@@ -128,6 +206,8 @@ def test_gain_is_the_mean_distance_to_the_interpolated_baseline():
     )
     assert gain(points, "geometric") == pytest.approx(((0.7 - 0.6) + (0.7 - 0.7)) / 2)
     assert gain(points[~points.cost.isin([0.4, 0.5])], "geometric") is None
+    assert gain(points, "geometric", between=(0.45, 1.0)) == pytest.approx(0)
+    assert gain(points, "nobody") is None
 
 
 @pytest.mark.parametrize(
@@ -141,6 +221,13 @@ def test_gain_is_the_mean_distance_to_the_interpolated_baseline():
         ({"steps": 50}, "leave no gate phase"),
         ({"alpha": 1.5}, "between 0 and 1"),
         ({"patch": 5}, "do not tile"),
+        ({"body": "t2t"}, "did you mean 't2t_7'"),
+        ({"gate_inputs": "marginal"}, "did you mean 'margin'"),
+        ({"weighted": "cifar10"}, "did you mean 'cifar'"),
+        ({"feature_copies": 2}, "set augment=True"),
+        ({"pretrained": "weights.pth"}, "those of a T2T body"),
+        ({"finetune_epochs": -1}, "must not be negative"),
+        ({"warmup_patience": 0}, "at least 1 evaluation"),
         ({"dataset": "planted-pairs", "data_options": {}}, "kind 'images'"),
     ],
 )

@@ -6,9 +6,23 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.calibration import calibration_curve
 
-from moe_lab.metrics.calibration import best_temperature, double_softmax, expected_calibration_error, reliability
-from moe_lab.metrics.conformal import conformal_quantile, coverage_and_size, exit_quantiles, prediction_sets
+from moe_lab.metrics.calibration import (
+    best_temperature,
+    double_softmax,
+    exit_temperatures,
+    expected_calibration_error,
+    reliability,
+)
+from moe_lab.metrics.conformal import (
+    STRATEGIES,
+    conformal_quantile,
+    coverage_and_size,
+    exit_quantiles,
+    prediction_sets,
+    too_few,
+)
 
 
 def calibrated(n, seed=0):
@@ -93,7 +107,7 @@ def exits_and_probabilities(n, seed=0):
     return probabilities, labels, torch.randint(3, (n,), generator=generator)
 
 
-@pytest.mark.parametrize("strategy", ["general", "gated", "gated_all"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_sets_cover_and_grow_as_alpha_falls(strategy):
     probabilities, labels, exits = exits_and_probabilities(4000)
     fit, test = slice(0, 2000), slice(2000, 4000)
@@ -118,8 +132,44 @@ def test_too_few_samples_at_an_exit_fall_back_to_all_scored_there():
         expected = conformal_quantile(scores[:at_first] if own else scores, 0.2)
         assert q[0].item() == pytest.approx(expected)
         assert q[2].item() == exit_quantiles(probabilities, labels, exits, 0.2, strategy="gated_all")[2].item()
-    with pytest.raises(ValueError, match="general, gated, gated_all"):
-        exit_quantiles(probabilities, labels, exits, 0.2, strategy="strict")
+    with pytest.raises(ValueError, match="did you mean 'gated'"):
+        exit_quantiles(probabilities, labels, exits, 0.2, strategy="gate")
+
+
+def test_strict_sets_use_their_own_exit_only_and_say_when_that_is_too_few():
+    probabilities, labels, _ = exits_and_probabilities(200)
+    exits = torch.ones(200, dtype=torch.int64)
+    exits[:30] = 0
+    with pytest.warns(UserWarning, match="alpha = 0.02, which needs 49: exit 1: 30, exit 3: 0"):
+        q = exit_quantiles(probabilities, labels, exits, 0.02, strategy="gated_strict")
+    assert q[0] == math.inf and q[2] == math.inf and q[1] < 1
+    scores = 1 - probabilities[torch.arange(200), 1, labels].double()
+    assert q[1].item() == conformal_quantile(scores[30:], 0.02)
+
+
+@given(st.integers(1, 400), st.floats(0.005, 0.9))
+def test_a_quantile_exists_from_one_over_alpha_minus_one_samples_on(n, alpha):
+    assert too_few(n, alpha) == (conformal_quantile(torch.arange(n).float(), alpha) == math.inf)
+    if abs(1 / alpha - round(1 / alpha)) > 1e-6:  # at whole numbers the tolerance of the rank decides
+        assert too_few(n, alpha) == (n < math.ceil(1 / alpha) - 1)
+
+
+@pytest.mark.parametrize("equal_mass", [True, False])
+def test_bins_are_those_of_scikit_learn(equal_mass):
+    confidence, right = calibrated(5000)
+    table = reliability(confidence, right, n_bins=10, equal_mass=equal_mass)
+    strategy = "quantile" if equal_mass else "uniform"
+    accuracy, mean = calibration_curve(right.numpy(), confidence.double().numpy(), n_bins=10, strategy=strategy)
+    assert table["accuracy"].to_numpy() == pytest.approx(accuracy)
+    assert table["confidence"].to_numpy() == pytest.approx(mean)
+
+
+def test_every_exit_has_its_own_temperature():
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(3000, 2, 4, generator=generator, dtype=torch.float64)
+    labels = logits[:, 0].softmax(-1).multinomial(1, generator=generator).squeeze(1)
+    found = exit_temperatures(torch.stack((2 * logits[:, 0], 0.5 * logits[:, 0]), 1), labels)
+    assert found.tolist() == pytest.approx([2.0, 0.5], rel=0.1)
 
 
 def test_a_set_that_cannot_be_bounded_is_full():
