@@ -11,7 +11,8 @@ import numpy as np
 from moe_lab.atomic import atomic_file
 from moe_lab.datasets.archives import extract
 from moe_lab.datasets.base import DatasetNotFound
-from moe_lab.datasets.registry import SOURCES, RemoteFile, sources_of
+from moe_lab.datasets.registry import SOURCES, sources_of
+from moe_lab.datasets.sources import RemoteFile
 from moe_lab.paths import data_dir
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 
 from moe_lab.datasets import cache, download
-from moe_lab.datasets.registry import DATASETS, SOURCES, TASKS, Entry, sources_of
+from moe_lab.datasets.registry import DATASETS, SOURCES, TASKS, sources_of
+from moe_lab.datasets.sources import Entry
 from moe_lab.paths import data_dir
 
 

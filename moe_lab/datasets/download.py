@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from moe_lab.datasets import cache
-from moe_lab.datasets.registry import SOURCES, RemoteFile, Source, sources_of
+from moe_lab.datasets.registry import SOURCES, sources_of
+from moe_lab.datasets.sources import RemoteFile, Source
 from moe_lab.paths import data_dir
 
 ATTEMPTS = 3  # per URL, for connections that break; a wrong answer is not asked for again

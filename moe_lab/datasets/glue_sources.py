@@ -7,7 +7,7 @@ in the registry itself, since `load` knows it, too.
 
 from __future__ import annotations
 
-from moe_lab.datasets.registry import Entry, RemoteFile, Source
+from moe_lab.datasets.sources import Entry, RemoteFile, Source
 
 _GLUE_DATA = "https://dl.fbaipublicfiles.com/glue/data/"
 _SENTEVAL = "https://dl.fbaipublicfiles.com/senteval/senteval_data/"

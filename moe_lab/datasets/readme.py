@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from moe_lab.datasets.commands import megabytes
-from moe_lab.datasets.registry import DATASETS, SOURCES, TASKS, Entry, RemoteFile
+from moe_lab.datasets.registry import DATASETS, SOURCES, TASKS
+from moe_lab.datasets.sources import Entry, RemoteFile
 from moe_lab.paths import project_root
 
 HEAD = """\

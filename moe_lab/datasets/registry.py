@@ -6,87 +6,10 @@ checksum is written here only where it was found in a source, named beside it as
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from moe_lab.datasets.glue_sources import GLUE_SOURCES, TASKS
+from moe_lab.datasets.image_sources import IMAGE_SOURCES
+from moe_lab.datasets.sources import Entry, RemoteFile, Source, stand_in
 from moe_lab.names import unknown_name
-
-
-@dataclass(frozen=True)
-class RemoteFile:
-    """A file of the cache and where to get it.
-
-    Attributes:
-        path: within the cache folder.
-        urls: tried in order; none for a file that cannot be downloaded (put it there by hand).
-        checksum: "sha256:..." or "md5:...": what the file is recognised by.
-        size: bytes, for information.
-        lossy: for a stand-in whose content is not quite the official one: the word that the names of results get
-            ("JPEG"); empty for the same content.
-    """
-
-    path: str
-    urls: tuple[str, ...]
-    checksum: str
-    size: int
-    lossy: str = ""
-
-    @property
-    def is_archive(self) -> bool:
-        """A zip or tar that is unpacked beside itself (a single gzipped file is read as it is)."""
-        return self.path.endswith((".zip", ".tar", ".tar.gz", ".tgz"))
-
-
-@dataclass(frozen=True)
-class Source:
-    """Something that can be downloaded.
-
-    Attributes:
-        files: the official files; all of them are needed.
-        instead: files that are accepted instead, with the same content unless they are marked ``lossy``; all of them
-            are needed. A lossy one is used only where the official files are missing.
-        checksum_from: where the checksums were found.
-    """
-
-    title: str
-    citation: str
-    licence: str
-    homepage: str
-    files: tuple[RemoteFile, ...]
-    checksum_from: str
-    instead: tuple[RemoteFile, ...] = ()
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A name that `load` knows.
-
-    Attributes:
-        sources: what has to be downloaded; empty for embedded data.
-        yours: the reader brings the data; nothing can be fetched.
-    """
-
-    summary: str
-    used_for: str
-    sources: tuple[str, ...] = ()
-    yours: bool = False
-
-
-_IDX = (
-    "train-images-idx3-ubyte.gz",
-    "train-labels-idx1-ubyte.gz",
-    "t10k-images-idx3-ubyte.gz",
-    "t10k-labels-idx1-ubyte.gz",
-)
-
-
-def _idx_files(
-    folder: str, mirrors: tuple[str, ...], md5: tuple[str, ...], sizes: tuple[int, ...]
-) -> tuple[RemoteFile, ...]:
-    return tuple(
-        RemoteFile(f"{folder}/{name}", tuple(mirror + name for mirror in mirrors), f"md5:{digest}", size)
-        for name, digest, size in zip(_IDX, md5, sizes, strict=True)
-    )
-
 
 _MOVIELENS_LICENCE = (
     "Research use with acknowledgement; no redistribution and no commercial use without permission "
@@ -99,32 +22,6 @@ _MOVIELENS_CITATION = (
 _EIGENTASTE = "https://eigentaste.berkeley.edu/dataset/"
 _WAYBACK = "https://web.archive.org/web/20250409222630id_/"
 _RAW = "https://raw.githubusercontent.com/"
-_SVHN = "http://ufldl.stanford.edu/housenumbers/"
-
-
-_SVHN_CITATION = (
-    "Y. Netzer, T. Wang, A. Coates, A. Bissacco, B. Wu, A. Y. Ng, Reading Digits in Natural Images with "
-    "Unsupervised Feature Learning, NIPS Workshop 2011"
-)
-_CIFAR = "https://www.cs.toronto.edu/~kriz/"
-_CIFAR_CITATION = (
-    "A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, technical report, University of Toronto, "
-    "2009"
-)
-_CIFAR_LICENCE = "no licence text; the author's page asks for the citation"
-
-
-def _stand_in(path: str, sha256: str, size: int, lossy: str = "") -> RemoteFile:
-    return RemoteFile(path, (), f"sha256:{sha256}", size, lossy)
-
-
-def _svhn(part: str, md5: str, size: int) -> RemoteFile:
-    return RemoteFile(f"svhn/{part}_32x32.mat", (f"{_SVHN}{part}_32x32.mat",), f"md5:{md5}", size)
-
-
-def _cifar(n_classes: int, md5: str, size: int) -> RemoteFile:
-    name = f"cifar-{n_classes}-python.tar.gz"
-    return RemoteFile(name, (_CIFAR + name,), f"md5:{md5}", size)
 
 
 def _jester(part: int, sha256: str, size: int) -> RemoteFile:
@@ -153,7 +50,7 @@ SOURCES: dict[str, Source] = {
             ),
         ),
         "GroupLens, ml-100k.zip.md5 beside the archive",
-        (_stand_in("ml-100k.npz", "20631423c396261b4e05c8c94850edc003a62d4febe7848bb1bb535c46345f17", 784_940),),
+        (stand_in("ml-100k.npz", "20631423c396261b4e05c8c94850edc003a62d4febe7848bb1bb535c46345f17", 784_940),),
     ),
     "ml-1m": Source(
         "MovieLens 1M",
@@ -203,95 +100,6 @@ SOURCES: dict[str, Source] = {
         ),
         "not published by the authors; recorded by the bookdata-tools project (data/BX-CSV-Dump.zip.dvc) from the "
         "official URL",
-    ),
-    "mnist": Source(
-        "MNIST",
-        "Y. LeCun, L. Bottou, Y. Bengio, P. Haffner, Gradient-based learning applied to document recognition, Proc. "
-        "IEEE 86(11), 1998",
-        "CC BY-SA 3.0 as commonly stated; the authors' page gives no licence text",
-        "http://yann.lecun.com/exdb/mnist/",
-        _idx_files(
-            "mnist",
-            (
-                "https://ossci-datasets.s3.amazonaws.com/mnist/",
-                "https://storage.googleapis.com/cvdf-datasets/mnist/",
-                "http://yann.lecun.com/exdb/mnist/",
-            ),
-            (
-                "f68b3c2dcbeaaa9fbdd348bbdeb94873",
-                "d53e105ee54ea40749a09fcbcd1e9432",
-                "9fb629c4189551a2d022fa330f9573f3",
-                "ec29112dd5afa0611ce80d1b7f02629c",
-            ),
-            (9_912_422, 28_881, 1_648_877, 4_542),
-        ),
-        "torchvision, torchvision/datasets/mnist.py",
-        (_stand_in("mnist.npz", "39b9b1ffaa0ba4d8995a616551f0966941fe02a3fe79ba4a9db7373db16d53ad", 11_490_559),),
-    ),
-    "fashion-mnist": Source(
-        "Fashion-MNIST",
-        "H. Xiao, K. Rasul, R. Vollgraf, Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning "
-        "Algorithms, arXiv 1708.07747",
-        "MIT",
-        "https://github.com/zalandoresearch/fashion-mnist",
-        _idx_files(
-            "fashion-mnist",
-            (
-                "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
-                "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
-            ),
-            (
-                "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
-                "25c81989df183df01b3e8a0aad5dffbe",
-                "bef4ecab320f06d8554ea6380940ec79",
-                "bb300cfdad3c16e7a12a480ee83cd310",
-            ),
-            (26_421_880, 29_515, 4_422_102, 5_148),
-        ),
-        "torchvision, torchvision/datasets/mnist.py, and the project's README",
-    ),
-    "svhn": Source(
-        "SVHN, cropped digits (train, test)",
-        _SVHN_CITATION,
-        "Non-commercial use only",
-        "http://ufldl.stanford.edu/housenumbers/",
-        (
-            _svhn("train", "e26dedcc434d2e4c54c9b2d4a06d8373", 182_040_794),
-            _svhn("test", "eb5a983be6a315427106f1b164d9cef3", 64_275_384),
-        ),
-        "torchvision, torchvision/datasets/svhn.py",
-    ),
-    "svhn-extra": Source(
-        "SVHN, cropped digits (extra)",
-        _SVHN_CITATION,
-        "Non-commercial use only",
-        "http://ufldl.stanford.edu/housenumbers/",
-        (_svhn("extra", "a93ce644f1a588dc4d68dda5feec44a7", 1_329_278_602),),
-        "torchvision, torchvision/datasets/svhn.py",
-    ),
-    "cifar-10": Source(
-        "CIFAR-10",
-        _CIFAR_CITATION,
-        _CIFAR_LICENCE,
-        f"{_CIFAR}cifar.html",
-        (_cifar(10, "c58f30108f718f92721af3b95e74349a", 170_498_071),),
-        "torchvision, torchvision/datasets/cifar.py; of the JPEG copy, computed from the file",
-        (
-            _stand_in(
-                "cifar10-jpeg.npz",
-                "0e1cba086528afbc3e1af14614fe74bfa82951dc795310a870988d9bb480cb12",
-                55_793_101,
-                lossy="JPEG",
-            ),
-        ),
-    ),
-    "cifar-100": Source(
-        "CIFAR-100",
-        _CIFAR_CITATION,
-        _CIFAR_LICENCE,
-        f"{_CIFAR}cifar.html",
-        (_cifar(100, "eb9058c3a382ffc7106e4002c42a8d85", 169_001_437),),
-        "torchvision, torchvision/datasets/cifar.py",
     ),
     "tiny-shakespeare": Source(
         "Tiny Shakespeare",
@@ -344,10 +152,12 @@ SOURCES: dict[str, Source] = {
         ),
         "torchtext, torchtext/datasets/sst2.py",
         (
-            _stand_in("sst2/train.tsv", "dc4a10637729af71aeb11f573482b10031ba7ffe53159403599d06759e484e30", 3_738_731),
-            _stand_in("sst2/dev.tsv", "84207e6be5873fb18db798cc6faec86871f5a426554650ff64a1c34e87665f6f", 94_414),
+            stand_in("sst2/train.tsv", "dc4a10637729af71aeb11f573482b10031ba7ffe53159403599d06759e484e30", 3_738_731),
+            stand_in("sst2/dev.tsv", "84207e6be5873fb18db798cc6faec86871f5a426554650ff64a1c34e87665f6f", 94_414),
         ),
     ),
+    **IMAGE_SOURCES,
+    **GLUE_SOURCES,
 }
 
 DATASETS: dict[str, Entry] = {
@@ -390,10 +200,6 @@ DATASETS: dict[str, Entry] = {
     "sst2": Entry("film reviews, positive or negative", "EvoMoE masked language models, profile standard", ("sst2",)),
     "multi30k": Entry("image descriptions, English to German", "EvoMoE translation, profile standard", ("multi30k",)),
 }
-
-from moe_lab.datasets.glue_sources import GLUE_SOURCES, TASKS  # noqa: E402 (it needs the classes above)
-
-SOURCES |= GLUE_SOURCES
 
 
 def sources_of(name: str) -> dict[str, Source]:

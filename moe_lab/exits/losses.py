@@ -43,6 +43,20 @@ def check_balance(balance: str) -> None:
     check_name("balance", balance, BALANCES)
 
 
+def cross_entropies(logits: Tensor, labels: Tensor) -> Tensor:
+    """E of every exit, nats.
+
+    Args:
+        logits: (..., B, E, K), any number E of exits; leading dimensions are runs.
+        labels: (B,) int64.
+
+    Returns:
+        (..., B, E).
+    """
+    index = labels[:, None, None].expand(*logits.shape[:-1], 1)
+    return -logits.log_softmax(-1).gather(-1, index).squeeze(-1)
+
+
 def best_exits(losses: Tensor, costs: Tensor, price: float | Tensor) -> Tensor:
     """l*: the exit with the least loss plus priced cost.
 

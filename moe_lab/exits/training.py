@@ -20,6 +20,7 @@ from moe_lab.exits.losses import (
     best_exits,
     check_balance,
     check_mode,
+    cross_entropies,
     gate_loss,
     gate_targets,
     inference_loss,
@@ -94,8 +95,7 @@ class ExitTraining(nn.Module):
 
     def cross_entropies(self, logits: Tensor, labels: Tensor) -> Tensor:
         """(R, B, L) of logits (R, B, L, K) and labels (B,)."""
-        index = labels[None, :, None, None].expand(*logits.shape[:3], 1)
-        return -logits.log_softmax(-1).gather(-1, index).squeeze(-1)
+        return cross_entropies(logits, labels)
 
     def terms(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Loss terms for `fit`, sums over runs: ``gates`` and ``modules``; the one whose turn it is not is 0.

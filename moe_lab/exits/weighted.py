@@ -38,7 +38,8 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 from torch.nn.utils import skip_init
 
-from moe_lab.exits.boosted import LinearExits, cross_entropies
+from moe_lab.exits.linear import LinearExits
+from moe_lab.exits.losses import cross_entropies
 from moe_lab.exits.policies import confidence, geometric_exits, geometric_shares
 from moe_lab.names import check_name
 

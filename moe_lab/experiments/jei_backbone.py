@@ -24,7 +24,8 @@ from moe_lab.experiments.jei_config import JeiConfig
 from moe_lab.experiments.settings import load_of_kind
 from moe_lab.models.body import ExitBody
 from moe_lab.models.cnn import ConvNet
-from moe_lab.models.t2t_vit import SMALL_SPLITS, SPLITS, load_official, t2t_vit_7, t2t_vit_14
+from moe_lab.models.t2t_vit import SMALL_SPLITS, SPLITS, t2t_vit_7, t2t_vit_14
+from moe_lab.models.t2t_weights import load_official
 from moe_lab.models.vit import VisionTransformer
 from moe_lab.modes import evaluating
 from moe_lab.results import Result

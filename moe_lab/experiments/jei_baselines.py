@@ -17,6 +17,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from moe_lab.exits.losses import cross_entropies
 from moe_lab.exits.policies import (
     CONFIDENCES,
     apply_thresholds,
@@ -84,10 +85,7 @@ def _policies(
         target = share * float(right[:, -1].double().mean())
         thresholds = target_accuracy_thresholds(sure, right, target)
         yield "separate", "target_accuracy", share, cut("separate", "probability", thresholds)
-    losses = {
-        name: -logits.log_softmax(-1).gather(-1, labels[:, None, None].expand(-1, logits.shape[1], 1)).squeeze(-1)
-        for name, (logits, labels) in parts.items()
-    }
+    losses = {name: cross_entropies(*pair) for name, pair in parts.items()}
     for price in config.prices:
         near = {name: cheapest_exits(value, costs.to(value), price) for name, value in losses.items()}
         yield "separate", "oracle_cheapest", price, near

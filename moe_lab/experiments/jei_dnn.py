@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from moe_lab.batches import StepBatches
 from moe_lab.exits.boosted import BoostedExits
 from moe_lab.exits.joint import JointExits
+from moe_lab.exits.losses import cross_entropies
 from moe_lab.exits.weighted import WeightedExits
 from moe_lab.experiments.jei_backbone import (
     build_backbone,
@@ -178,9 +179,8 @@ def _fit_baseline(
         optimizer = model.optimizers(config.module_rate)
 
     def evaluate(model: Any) -> dict[str, float]:
-        losses = -model.logits(choice["features"], choice["last"]).log_softmax(-1)
-        index = choice["label"][:, None, None].expand(*losses.shape[:2], 1)
-        return {"valid_loss": float(losses.gather(-1, index).mean())}
+        logits = model.logits(choice["features"], choice["last"])
+        return {"valid_loss": float(cross_entropies(logits, choice["label"]).mean())}
 
     _fit_modules(config, cached, model, optimizer, evaluate, name, result, progress)
     return model

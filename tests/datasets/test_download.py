@@ -20,7 +20,8 @@ from moe_lab.datasets import archives, download
 from moe_lab.datasets import cache as cache_module
 from moe_lab.datasets.commands import check_command, fetch_command, list_command
 from moe_lab.datasets.download import DownloadFailed, check, fetch
-from moe_lab.datasets.registry import SOURCES, RemoteFile, Source
+from moe_lab.datasets.registry import SOURCES
+from moe_lab.datasets.sources import RemoteFile, Source
 
 
 class Server:

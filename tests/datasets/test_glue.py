@@ -18,7 +18,8 @@ from moe_lab.datasets.download import DownloadFailed, fetch
 from moe_lab.datasets.glue import TextRows, load_task, metrics_of, task_names
 from moe_lab.datasets.glue_files import FORMATS
 from moe_lab.datasets.planted_sentences import DOMAINS, WORTH, planted_sentences
-from moe_lab.datasets.registry import SOURCES, TASKS, RemoteFile, Source
+from moe_lab.datasets.registry import SOURCES, TASKS
+from moe_lab.datasets.sources import RemoteFile, Source
 
 N = 20  # rows of train
 

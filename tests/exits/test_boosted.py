@@ -7,8 +7,10 @@ from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy, one_hot
 
 from moe_lab.batches import Batches
-from moe_lab.exits.boosted import BoostedExits, LinearExits, cross_entropies
+from moe_lab.exits.boosted import BoostedExits
 from moe_lab.exits.joint import JointExits, Phases
+from moe_lab.exits.linear import LinearExits
+from moe_lab.exits.losses import cross_entropies
 from moe_lab.train import FitConfig, fit
 
 

@@ -17,7 +17,7 @@ from moe_lab.exits import (
     split_by_name,
 )
 from moe_lab.exits.cost import gate_multiply_adds
-from moe_lab.exits.split import Token
+from moe_lab.exits.heads import Token
 
 
 class Basic(nn.Module):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy, one_hot
 
 from moe_lab.batches import StepBatches
-from moe_lab.exits.boosted import cross_entropies
+from moe_lab.exits.losses import cross_entropies
 from moe_lab.exits.weighted import CIFAR, IMAGENET, WeightedExits, Weighting
 from moe_lab.train import FitConfig, LearningRate, fit
 

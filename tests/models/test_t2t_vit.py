@@ -9,17 +9,9 @@ from torch import nn
 from torch.nn.functional import gelu, layer_norm, linear, unfold
 
 from moe_lab.exits import exit_costs
-from moe_lab.models.t2t_vit import (
-    SMALL_SPLITS,
-    SPLITS,
-    T2TViT,
-    load_official,
-    performer_attention,
-    random_features,
-    sinusoids,
-    t2t_vit_7,
-    t2t_vit_14,
-)
+from moe_lab.models.performer import performer_attention, random_features
+from moe_lab.models.t2t_vit import SMALL_SPLITS, SPLITS, T2TViT, sinusoids, t2t_vit_7, t2t_vit_14
+from moe_lab.models.t2t_weights import load_official
 
 
 def phi(x, rows):
