@@ -1,4 +1,5 @@
-"""``python -m moe_lab.bench cpu``: training speed of the MovieLens architecture and of a small GPT with each gate.
+"""``python -m moe_lab.bench cpu``: training speed of the MovieLens architecture and of a small GPT with each gate, and
+what early exits save in inference. ``--tables exits language``: these tables only.
 
 The comparison to beat: the COMET authors' TensorFlow gates in the same architecture did about 12,000 examples/s with
 COMET and 15,000 with top-k on two idle cores. How ours is faster is written where it happens: experts run only where
@@ -12,9 +13,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from moe_lab.bench.exit_cases import ExitBench, exit_rows
+from moe_lab.bench.exit_training import ExitTrainingBench, training_rows
 from moe_lab.bench.language_cases import DENSE, LanguageBench, LanguageStep, language_gates
 from moe_lab.bench.recommender import BATCH, GateStep, TrainingStep, gate_makers, gate_multiply_adds
 from moe_lab.bench.timing import take_turns
+from moe_lab.names import check_name
 from moe_lab.results import Result
 from moe_lab.runtime import configure_threads, environment
 
@@ -31,6 +35,9 @@ class CpuBenchConfig:
         threads: of PyTorch; None: the project's default (`runtime.configure_threads`).
         embedding_updates: "dense" or "lazy", see `models.optim`.
         language: the GPT of the fourth table, with rounds and steps of its own: a step takes 20 times as long.
+        exits: the networks of the fifth, likewise.
+        exit_training: the network of the sixth.
+        tables: which ones, of `TABLES`; empty: all.
     """
 
     k: int = 2
@@ -41,8 +48,13 @@ class CpuBenchConfig:
     threads: int | None = None
     embedding_updates: str = "dense"
     language: LanguageBench = field(default_factory=LanguageBench)
+    exits: ExitBench = field(default_factory=ExitBench)
+    exit_training: ExitTrainingBench = field(default_factory=ExitTrainingBench)
+    tables: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        for name in self.tables:
+            check_name("table", name, TABLES)
         if self.rounds * self.steps < 2:
             raise ValueError("quartiles need at least two timed steps: raise rounds or steps")
 
@@ -94,6 +106,16 @@ def language_table(config: CpuBenchConfig) -> list[dict]:
     return rows
 
 
+def exits_table(config: CpuBenchConfig) -> list[dict]:
+    """Speed-up of stopping early, beside the ratio of multiply-adds."""
+    return exit_rows(config.exits)
+
+
+def exit_training_table(config: CpuBenchConfig) -> list[dict]:
+    """Training of exits on whole networks and on cached features."""
+    return training_rows(config.exit_training)
+
+
 def render(rows: Sequence[dict], columns: Iterable[tuple[str, str, str]]) -> str:
     """A table in plain text; ``columns``: (key, heading, format)."""
     columns = list(columns)
@@ -138,6 +160,35 @@ TABLES = {
             *_TIME,
         ],
     ),
+    "exits": (
+        "Early exits, milliseconds per call; speed-up: full / predict; reached: speed-up / ratio of multiply-adds",
+        exits_table,
+        [
+            ("network", "network", ""),
+            ("batch", "batch", "d"),
+            ("plain_ms", "plain", ".2f"),
+            ("full_ms", "full", ".2f"),
+            ("predict_ms", "predict", ".2f"),
+            ("nobody_ms", "nobody leaves", ".2f"),
+            ("ratio", "ratio", ".2f"),
+            ("speed_up", "speed-up", ".2f"),
+            ("reached", "reached", ".2f"),
+            ("reached_cpu", "in cpu time", ".2f"),
+            ("over_plain", "over plain", ".2f"),
+        ],
+    ),
+    "exit_training": (
+        "Training of exits on a frozen backbone; faster: whole network's epoch / this one, for as many prices",
+        exit_training_table,
+        [
+            ("case", "case", ""),
+            ("prices", "prices", "d"),
+            ("ms", "ms/step", ".2f"),
+            ("epoch_s", "epoch, s", ".2f"),
+            ("cache_s", "once, s", ".2f"),
+            ("faster", "faster", ".1f"),
+        ],
+    ),
 }
 
 
@@ -150,20 +201,35 @@ def run(config: CpuBenchConfig, *, root: Path | str | None = None, command: str 
     result = Result.open("bench_cpu", config, root=root, recompute=True)
     where = environment()
     print(f"{where['device']}, {where['cpu_count']} cores, {threads} threads, torch {where['torch']}, {command}")
-    print(f"MovieLens architecture, batch {config.batch}, k = {config.k}, {config.embedding_updates} embedding updates")
-    print(f"GPT: {config.language}")
-    print(
-        f"median of {config.rounds} x {config.steps} steps, cases taking turns; q1, q3: quartiles; cpu: all threads\n"
-    )
+    tables = {name: TABLES[name] for name in TABLES if name in (config.tables or TABLES)}
+    if tables.keys() & {"training", "gates", "experts"}:
+        print(
+            f"MovieLens architecture, batch {config.batch}, k = {config.k}, {config.embedding_updates} embedding "
+            f"updates, {config.rounds} x {config.steps} steps"
+        )
+    if "language" in tables:
+        print(f"GPT: {config.language}")
+    if "exits" in tables:
+        print(f"Early exits: {config.exits}")
+    if "exit_training" in tables:
+        print(f"Training of exits: {config.exit_training}")
+    print("median of rounds x steps, cases taking turns; q1, q3: quartiles; cpu: all threads\n")
     with result.recording():
-        for curve, (title, measure, columns) in TABLES.items():
+        for curve, (title, measure, columns) in tables.items():
             rows = measure(config)
             for row in rows:
                 result.log(curve, **row)
             print(f"{title}\n{render(rows, columns)}\n", flush=True)
-        speeds = {row["gate"]: row["examples_per_s"] for row in result.curves["training"]}
-        metrics = {f"examples_per_s/{gate}": speed for gate, speed in speeds.items()}
-        metrics |= {f"tokens_per_s/{row['gate']}": row["tokens_per_s"] for row in result.curves["language"]}
-        result.finish(metrics | {"command": command})
+        result.finish(_metrics(result) | {"command": command})
     print(f"written to {result.path}")
     return result
+
+
+def _metrics(result: Result) -> dict[str, float]:
+    def rows(curve: str) -> list[dict]:
+        return result.curves.get(curve, [])
+
+    metrics = {f"examples_per_s/{row['gate']}": row["examples_per_s"] for row in rows("training")}
+    metrics |= {f"tokens_per_s/{row['gate']}": row["tokens_per_s"] for row in rows("language")}
+    metrics |= {f"cached_faster/{row['prices']} prices": row["faster"] for row in rows("exit_training")[1:]}
+    return metrics | {f"reached/{row['network']}, batch {row['batch']}": row["reached"] for row in rows("exits")}

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from moe_lab.exits.checks import check_answers, check_classes, check_device, read_logits
 from moe_lab.exits.features import uncertainty_features
 from moe_lab.exits.gate import ExitGates
 from moe_lab.exits.probability import check_model, exits_taken, leaves_here
@@ -134,11 +135,17 @@ class MultiExitNetwork(nn.Module):
         return self
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Run everything: x (N, ...) -> logits (N, L, K) of all exits, gate logits (N, G)."""
+        """Run everything: x (N, ...) -> logits (N, L, K) of all exits, gate logits (N, G).
+
+        Raises:
+            ValueError: x on another device; a head that cannot read what its block returns, or with other classes.
+        """
+        check_device(x, self)
         h, logits, gates = self.stem(x), [], []
         for index, (block, head) in enumerate(zip(self.blocks, self.heads, strict=True)):
             h = block(h)
-            logits.append(head(h))
+            logits.append(read_logits(head, h, index))
+            check_classes(logits[-1], logits[0].shape[1], index)
             if index < len(self.blocks) - 1:
                 gates.append(self.gates.one(index, uncertainty_features(logits[-1])))
         return torch.stack(logits, 1), torch.stack(gates, 1)
@@ -149,8 +156,9 @@ class MultiExitNetwork(nn.Module):
             logits, gate_logits = self.forward(x)
         exits = exits_taken(gate_logits.sigmoid(), self.model)
         chosen = logits.gather(1, exits[:, None, None].expand(-1, 1, logits.shape[-1])).squeeze(1)
-        rows = (x.shape[0],) * len(self.blocks)
-        return Prediction(chosen.float().softmax(-1), exits, self._cost(exits), rows)
+        rows, probabilities = (x.shape[0],) * len(self.blocks), chosen.float().softmax(-1)
+        check_answers(probabilities, exits, gate_logits[exits == len(self.blocks) - 1])
+        return Prediction(probabilities, exits, self._cost(exits), rows)
 
     def predict(self, x: Tensor, *, compact_from: float = 0.02) -> Prediction:
         """Answer, running each block only on samples that are still inside.
@@ -166,7 +174,11 @@ class MultiExitNetwork(nn.Module):
             See `Prediction`. Eval mode is used; each module then has its own mode again. The tensors carry no gradient,
             but are ordinary ones that a loss may use as constants. ``with torch.inference_mode():`` around the call
             saves another tenth for one sample; here it would be a trap for modules that cache tensors.
+
+        Raises:
+            ValueError: as `forward`; answers or confidences that are NaN (a sample without a confidence never leaves).
         """
+        check_device(x, self)
         if not 0 <= compact_from <= 1:
             raise ValueError(f"compact_from is a share, in [0, 1]; got {compact_from}")
         with _without_training(self):
@@ -183,7 +195,9 @@ class MultiExitNetwork(nn.Module):
         for layer, (block, head) in enumerate(zip(self.blocks, self.heads, strict=True)):
             rows_run[layer] = len(h)
             h = block(h)
-            logits = head(h).float()
+            logits = read_logits(head, h, layer).float()
+            if answers is not None:
+                check_classes(logits, answers.shape[1], layer)
             if rows is not None:
                 logits = logits.index_select(0, rows)
             stay = None
@@ -208,7 +222,9 @@ class MultiExitNetwork(nn.Module):
             if len(rows) <= (1 - compact_from) * len(h):
                 h, rows = h.index_select(0, rows), None
         assert answers is not None
-        return Prediction(answers.softmax(-1), exits, self._cost(exits), tuple(rows_run))
+        probabilities = answers.softmax(-1)
+        check_answers(probabilities, exits, given_away)
+        return Prediction(probabilities, exits, self._cost(exits), tuple(rows_run))
 
     def _predict_one(self, x: Tensor) -> Prediction:
         """`_predict` of one sample: nothing to index, and the rule on Python's numbers.
@@ -221,14 +237,15 @@ class MultiExitNetwork(nn.Module):
         for layer, (block, head) in enumerate(zip(self.blocks, self.heads, strict=True)):
             rows_run[layer] = 1
             h = block(h)
-            logits = head(h).float()
+            logits = read_logits(head, h, layer).float()
             if layer < last:
                 gate = self.gates.one(layer, uncertainty_features(logits)).float().sigmoid().item()  # the one wait
                 if leaves_here(gate, given_away, self.model):
                     break
                 given_away += gate
-        exits = torch.full((1,), layer, device=x.device)
-        return Prediction(logits.softmax(-1), exits, self._cost(exits), tuple(rows_run))
+        exits, probabilities = torch.full((1,), layer, device=x.device), logits.softmax(-1)
+        check_answers(probabilities, exits, given_away)
+        return Prediction(probabilities, exits, self._cost(exits), tuple(rows_run))
 
     def _cost(self, exits: Tensor) -> Tensor | None:
         return None if self.costs is None else self.costs[exits]

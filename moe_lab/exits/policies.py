@@ -18,6 +18,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from moe_lab.exits.checks import check_exit
 from moe_lab.exits.features import uncertainty_features
 from moe_lab.exits.losses import best_exits
 from moe_lab.names import check_name
@@ -40,8 +41,9 @@ def confidence(logits: Tensor, kind: str = "probability") -> Tensor:
     return {"probability": features[..., 0], "entropy": -features[..., 1], "margin": features[..., 2]}[kind]
 
 
-def static_exits(n: int, exit_index: int) -> Tensor:
-    """(N,) everybody leaves at ``exit_index`` (0 is the first)."""
+def static_exits(n: int, exit_index: int, n_exits: int) -> Tensor:
+    """(N,) everybody leaves at ``exit_index``, 0 .. n_exits - 1. ValueError outside."""
+    check_exit(exit_index, n_exits)
     return torch.full((n,), exit_index, dtype=torch.int64)
 
 

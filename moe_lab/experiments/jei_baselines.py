@@ -68,7 +68,9 @@ def _policies(
         }
 
     for level in range(len(costs)):
-        exits = {name: static_exits(len(labels), level).to(labels.device) for name, (_, labels) in parts.items()}
+        exits = {
+            name: static_exits(len(labels), level, len(costs)).to(labels.device) for name, (_, labels) in parts.items()
+        }
         yield "separate", "static", level, exits
     for modules in trained:
         for kind in CONFIDENCES if modules == "separate" else CONFIDENCES[:1]:

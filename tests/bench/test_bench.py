@@ -5,16 +5,23 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+import torch
 
-from moe_lab.bench.cpu import CpuBenchConfig, language_table, render, run
+from moe_lab.bench.__main__ import main
+from moe_lab.bench.cpu import TABLES, CpuBenchConfig, exits_table, language_table, render, run
+from moe_lab.bench.exit_cases import ExitBench, ExitNetwork, PlantedExits
+from moe_lab.bench.exit_training import ExitTrainingBench, training_rows
 from moe_lab.bench.language_cases import DENSE, LanguageBench, LanguageStep, language_gates
 from moe_lab.bench.recommender import BATCH, N_EXPERTS, GateStep, TrainingStep, gate_makers, gate_multiply_adds
 from moe_lab.bench.timing import Timing, take_turns
 from moe_lab.metrics.flops import language_flops, training_flops
 from moe_lab.models.language import TransformerSize
+from moe_lab.results import Result
 
 SMALL = TransformerSize(19, 8, layers=2, width=8, heads=2, hidden=16, moe_every=1)
 LANGUAGE = LanguageBench(SMALL, n_experts=4, batch=2, rounds=1, steps=2)
+EXIT_TRAINING = ExitTrainingBench(layers=3, width=8, side=8, heads=2, prices=(0.1, 1.0), batch=8, images=80, rounds=1)
+EXITS = ExitBench((ExitNetwork(4, 8, 8, rho=0.8, rounds=1, heads=2),), batches=(1, 8), images=4)
 
 
 def test_every_case_gets_every_turn():
@@ -74,13 +81,15 @@ def test_multiply_adds_are_those_of_the_specification():
 
 
 def test_a_run_prints_its_circumstances_and_keeps_a_result(tmp_path, capsys):
-    config = CpuBenchConfig(ks=(2,), batch=16, rounds=1, steps=2, language=LANGUAGE)
+    config = CpuBenchConfig(
+        ks=(2,), batch=16, rounds=1, steps=2, language=LANGUAGE, exits=EXITS, exit_training=EXIT_TRAINING
+    )
     result = run(config, root=tmp_path, command="the command")
     printed = capsys.readouterr().out
     assert "the command" in printed
     assert "torch" in printed
     assert result.finished
-    assert set(result.curves) == {"training", "gates", "experts", "language"}
+    assert set(result.curves) == {"training", "gates", "experts", "language", "exits", "exit_training"} == set(TABLES)
     assert {row["gate"] for row in result.curves["training"]} == set(gate_makers(2))
     assert result.environment["threads"] >= 1
     assert {row["gate"] for row in result.curves["language"]} == set(language_gates(LANGUAGE))
@@ -151,3 +160,95 @@ def test_too_few_steps_for_quartiles_are_refused():
     with pytest.raises(ValueError, match="two timed steps"):
         CpuBenchConfig(rounds=1, steps=1)
     assert CpuBenchConfig().batch == BATCH
+
+
+def test_one_table_can_run_alone_and_the_result_holds_no_other(tmp_path, capsys):
+    config = CpuBenchConfig(exits=EXITS, tables=("exits",))
+    result = run(config, root=tmp_path)
+    printed = capsys.readouterr().out
+    assert result.finished and set(result.curves) == {"exits"}
+    assert set(result.metrics) == {f"reached/4 blocks, 5 tokens, width 8, batch {n}" for n in (1, 8)} | {"command"}
+    assert "MovieLens" not in printed and "GPT" not in printed
+    assert "at least 4 images per step, 1 x 2 steps" in printed
+    assert Result.open("bench_cpu", CpuBenchConfig(exits=EXITS), root=tmp_path).path != result.path
+
+
+@pytest.mark.parametrize("arguments", [["--tables", "exist"], ["--tables", "language", "exist"]])
+def test_an_unknown_table_is_refused_with_the_nearest_name_before_anything_runs(arguments, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["cpu", *arguments])
+    assert stopped.value.code == 2
+    assert "unknown table 'exist'; did you mean 'exits'?" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="did you mean 'training'"):
+        CpuBenchConfig(tables=("trainin",))
+
+
+def test_the_command_line_says_which_tables_there_are_and_hands_on_what_was_asked(monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        main(["cpu", "--help"])
+    told = capsys.readouterr().out
+    assert all(name in told and title in told for name, (title, *_) in TABLES.items())
+    asked = {}
+    monkeypatch.setattr("moe_lab.bench.__main__.run", lambda config, command: asked.update({command: config}))
+    main(["cpu", "--tables", "exits", "language", "--threads", "1"])
+    ((command, config),) = asked.items()
+    assert config == CpuBenchConfig(tables=("exits", "language"), threads=1)
+    assert command.startswith("python -m moe_lab.bench cpu --tables exits language --threads 1")
+
+
+def test_planted_images_leave_in_the_wanted_shares_and_behind_closed_gates_nobody_leaves():
+    planted = PlantedExits(EXITS.networks[0], 200)
+    weights = [0.8**k for k in range(4)]
+    counts = planted.exits.bincount(minlength=4).tolist()
+    assert counts == pytest.approx([200 * weight / sum(weights) for weight in weights], abs=4)
+    assert torch.equal(planted.network.predict(planted.images).exits, planted.exits)
+    assert planted.closed.predict(planted.images).exits.tolist() == [3] * 200
+    few = planted.network.predict(planted.mixture(20)).exits.bincount(minlength=4).tolist()
+    assert few == pytest.approx([count / 10 for count in counts], abs=1)
+    assert torch.equal(
+        planted.mixture(200).flatten(1).sum(1).sort().values, planted.images.flatten(1).sum(1).sort().values
+    )
+
+
+def test_exit_cases_answer_all_images_in_batches_and_the_full_network_is_the_backbone():
+    planted = PlantedExits(EXITS.networks[0], 10)
+    found = {name: case() for name, case in planted.cases(planted.images, 4).items()}
+    assert set(found) == {"plain", "full", "predict", "nobody"}
+    assert all([len(getattr(y, "exits", y)) for y in answers] == [4, 4, 2] for answers in found.values())
+    backbone, nobody = torch.cat(found["plain"]), torch.cat([y.probabilities for y in found["nobody"]])
+    torch.testing.assert_close(backbone.softmax(-1), nobody)
+
+
+def test_the_rows_of_exits_follow_from_the_times_and_the_costs():
+    rows = exits_table(CpuBenchConfig(exits=EXITS))
+    assert [row["batch"] for row in rows] == [1, 8]
+    for row in rows:
+        assert row["speed_up"] == pytest.approx(row["full_ms"] / row["predict_ms"])
+        assert row["over_plain"] == pytest.approx(row["plain_ms"] / row["predict_ms"])
+        assert row["reached"] == pytest.approx(row["speed_up"] / row["ratio"])
+        assert 1 < row["ratio"] < 4 and row["nobody_ms"] > 0 and row["reached_cpu"] > 0
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: ExitBench(batches=(0,)), "batches of at least 1"),
+        (lambda: ExitBench(networks=()), "need a network"),
+        (lambda: dataclasses.replace(EXITS, steps=1), "two timed steps"),
+        (lambda: ExitNetwork(1, 8, 8, rho=0.8), "at least 2"),
+        (lambda: ExitNetwork(4, 8, 8, rho=0.0), "rho must be positive"),
+    ],
+)
+def test_sizes_of_exits_that_leave_nothing_to_time_are_refused(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+def test_training_of_exits_is_timed_on_whole_networks_and_on_cached_features():
+    whole, one, grid = training_rows(EXIT_TRAINING)
+    assert [row["case"] for row in (whole, one, grid)] == ["whole network", "cached features", "cached features"]
+    assert (whole["prices"], one["prices"], grid["prices"]) == (1, 1, 2) and whole["cache_s"] == 0 < grid["cache_s"]
+    assert whole["epoch_s"] == pytest.approx(10 * whole["ms"] / 2e3)  # a timed step is two steps
+    assert grid["faster"] == pytest.approx(2 * whole["ms"] / grid["ms"])
+    with pytest.raises(ValueError, match="at least 2 layers"):
+        ExitTrainingBench(layers=1)

@@ -198,7 +198,7 @@ def test_the_device_is_asked_once_per_exit_and_nothing_moves_where_nobody_leaves
     net, x = planted(exits, tokens=2, width=4, n_exits=4, model="direct")
     with Operations() as operations:
         net.predict(x, compact_from=compact_from)
-    assert len(operations.waits) == min(max(exits) + 1, 3)
+    assert len(operations.waits) == min(max(exits) + 1, 3) + 1  # the last: are the answers numbers?
     moves = [name for name in operations.names if name in ("index_select", "index_copy_", "index_fill_")]
     assert bool(moves) == (len(set(exits)) > 1)
 
@@ -348,3 +348,46 @@ def test_multiply_adds_of_a_transformer_block_by_hand_and_what_one_token_countin
     ]
     longer = multiply_adds(Tokens(width), torch.randn(1, 2 * tokens, width))
     assert longer > 2 * by_hand
+
+
+def small(heads=None, gates=None):
+    torch.manual_seed(0)
+    blocks = [torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)]
+    heads = heads or [torch.nn.Linear(4, 3), torch.nn.Linear(4, 3)]
+    return MultiExitNetwork(blocks, heads, gates).eval()
+
+
+def answers_of(network):
+    """Every way to ask."""
+    return (network.forward, network.predict, network.predict_masked, lambda x: network.predict(x[:1]))
+
+
+def test_heads_that_cannot_read_their_block_are_named():
+    for ask in answers_of(small([torch.nn.Linear(5, 3), torch.nn.Linear(4, 3)])):
+        with pytest.raises(ValueError, match=r"heads\[0\] cannot read what blocks\[0\] returns"):
+            ask(torch.ones(2, 4))
+
+
+def test_heads_with_different_classes_are_refused():
+    network = small([torch.nn.Linear(4, 3), torch.nn.Linear(4, 5)])
+    torch.nn.init.zeros_(network.gates.weight)
+    network.gates.bias.data.fill_(-0.1)  # unsure: the rule needs both gates, so that somebody reaches the last head
+    with pytest.raises(ValueError, match=r"heads\[1\] tells 5 classes apart"):
+        network(torch.ones(2, 4))
+
+
+def test_nan_is_an_error_not_an_answer():
+    network = small()
+    for ask in answers_of(network)[1:]:
+        with pytest.raises(ValueError, match="NaN"):
+            ask(torch.full((2, 4), torch.nan))
+    network.heads[0].weight.data[0, 0] = torch.nan  # confidences at the first exit: they could never leave there
+    for ask in answers_of(network)[1:]:
+        with pytest.raises(ValueError, match="NaN"):
+            ask(torch.ones(2, 4))
+
+
+def test_an_input_on_another_device_is_refused():
+    for ask in answers_of(small()):
+        with pytest.raises(ValueError, match="the input is on meta and the network on cpu"):
+            ask(torch.ones(2, 4, device="meta"))

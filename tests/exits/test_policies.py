@@ -142,7 +142,9 @@ def test_a_shared_threshold_by_hand_and_in_the_limits():
     assert shared_threshold_exits(confidences, 0.8).tolist() == [1, 0, 2]
     assert shared_threshold_exits(confidences, 0.0).tolist() == [0, 0, 0]
     assert shared_threshold_exits(confidences, 1.1).tolist() == [2, 2, 2]
-    assert static_exits(3, 1).tolist() == [1, 1, 1]
+    assert static_exits(3, 1, 2).tolist() == [1, 1, 1]
+    with pytest.raises(ValueError, match="exit 2 is out of range"):
+        static_exits(3, 2, 2)
 
 
 def test_confidences_grow_with_sureness():
@@ -163,7 +165,7 @@ def test_no_policy_beats_the_oracles():
 
     right = logits.argmax(-1) == labels.unsqueeze(1)
     earliest = earliest_right_exits(logits, labels)
-    policies = [static_exits(400, level) for level in range(4)]
+    policies = [static_exits(400, level, 4) for level in range(4)]
     policies += [shared_threshold_exits(confidence(logits), t) for t in (0.3, 0.5, 0.7, 0.9)]
     for exits in policies:
         for price in (0.0, 0.5, 2.0):
