@@ -70,22 +70,25 @@ def geometric_shares(rho: float, n_exits: int) -> Tensor:
     return log.softmax(0)
 
 
-def geometric_thresholds(confidences: Tensor, rho: float) -> Tensor:
+def geometric_thresholds(confidences: Tensor, rho: float, *, to_last: bool = True) -> Tensor:
     """Thresholds that send shares pi_k of these samples to exit k.
 
     Args:
         confidences: (N, L) of the samples that thresholds are set on.
         rho: ratio of neighbouring shares.
+        to_last: False: shares over the exits *before* the last, as in JEI-DNN's published comparison. Hardly anybody
+            then uses the whole network, and the curve ends below its accuracy: a weaker baseline.
 
     Returns:
         (L,); inf where no one shall leave, -inf at the last exit. With distinct confidences exactly floor(N pi_k)
         samples leave at exit k < L.
     """
     n, n_exits = confidences.shape
+    shares = geometric_shares(rho, n_exits if to_last else n_exits - 1).tolist()
     thresholds = torch.full((n_exits,), torch.inf, dtype=confidences.dtype)
     thresholds[-1] = -torch.inf
     inside = torch.ones(n, dtype=torch.bool)
-    for level, share in enumerate(geometric_shares(rho, n_exits)[:-1].tolist()):
+    for level, share in enumerate(shares[: n_exits - 1]):
         wanted = int(n * share + 1e-9)
         here = confidences[inside, level]
         if wanted == 0 or wanted > len(here):

@@ -3,6 +3,7 @@
     static                       everybody at one exit
     geometric, shared            thresholds on the largest probability of separately trained modules: the usual
                                  geometric shares, and one threshold for all exits; *_entropy, *_margin: on those
+    geometric_port               the shares end before the last exit: as in JEI-DNN's published comparison
     target_accuracy              thresholds per exit that reach a share of the backbone's accuracy
     boosted, weighted            geometric thresholds on BoostedNet's and L2W-DEN's modules; *_shared: one threshold
     oracle_cheapest, _earliest   see the labels
@@ -41,7 +42,7 @@ _SHARED = 13
 METHODS = (
     "jei_dnn",
     *(f"{rule}{suffix}" for suffix in ("", "_entropy", "_margin") for rule in ("geometric", "shared")),
-    *("target_accuracy", "static", "boosted", "boosted_shared", "weighted", "weighted_shared"),
+    *("geometric_port", "target_accuracy", "static", "boosted", "boosted_shared", "weighted", "weighted_shared"),
     *("oracle_cheapest", "oracle_earliest"),
 )
 """Every method of the curve ``points``."""
@@ -83,6 +84,9 @@ def _policies(
     logits, labels = parts["thresholds"]
     right = logits.argmax(-1) == labels.unsqueeze(1)
     sure = confidence(logits)
+    for rho in config.rhos:
+        thresholds = geometric_thresholds(sure.cpu().float(), rho, to_last=False)
+        yield "separate", "geometric_port", rho, cut("separate", "probability", thresholds)
     for share in _TARGETS:
         target = share * float(right[:, -1].double().mean())
         thresholds = target_accuracy_thresholds(sure, right, target)

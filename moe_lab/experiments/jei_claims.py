@@ -24,6 +24,7 @@ from moe_lab.results import Result
 _FILES = "recorded files, CIFAR-10, T2T-ViT-7"
 _GAINS = {
     "geometric": f"learned gates beat geometric thresholds at equal cost: -0.2 to +3.3 points ({_FILES})",
+    "geometric_port": "... whose shares end before the last exit, as in those files",
     "boosted": f"... BoostedNet: +0.3 to +3.6 points ({_FILES})",
     "weighted": f"... L2W-DEN: +0.1 to +3.1 points ({_FILES})",
     "shared": "... and one threshold for all exits (not among its baselines)",

@@ -249,7 +249,7 @@ def _train_and_test(config: JeiConfig, progress: bool, result: Result) -> dict[s
     own = points[points.method == "jei_dnn"]
     logits, labels = trained["separate"]["test"]
     trainings = [row for name, curve in result.curves.items() if name not in rows for row in curve]
-    compared = ("geometric", "shared", "boosted", "weighted", "oracle_cheapest")
+    compared = ("geometric", "shared", "geometric_port", "boosted", "weighted", "oracle_cheapest")
     return {
         "title": data.info.get("title", config.dataset),
         "n_exits": len(costs),

@@ -172,3 +172,14 @@ def test_no_policy_beats_the_oracles():
             assert objective(cheapest_exits(losses, costs, price), price) <= objective(exits, price) + 1e-6
         assert at_exit(right, exits).double().mean() <= at_exit(right, earliest).double().mean()
     assert at_exit(right, earliest).double().mean() == right.any(1).double().mean()
+
+
+@pytest.mark.parametrize("rho", [0.5, 1.0, 3.0])
+def test_shares_that_end_before_the_last_exit_leave_hardly_anybody_for_it(rho):
+    sure = torch.rand(1000, 5, generator=torch.Generator().manual_seed(0))
+    exits = apply_thresholds(sure, geometric_thresholds(sure, rho, to_last=False))
+    counts = torch.bincount(exits, minlength=5)
+    assert counts[:4].tolist() == [int(1000 * share + 1e-9) for share in geometric_shares(rho, 4).tolist()]
+    assert counts[4] < 4  # what rounding down left
+    whole = torch.bincount(apply_thresholds(sure, geometric_thresholds(sure, rho)), minlength=5)
+    assert whole[4] >= 1000 * geometric_shares(rho, 5)[-1] - 1
