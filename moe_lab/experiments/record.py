@@ -9,6 +9,8 @@
     python -m moe_lab.experiments.record --what masked --out data/recorded --workers 6 --seeds 0 1 2
     python -m moe_lab.experiments.record --what translation --out data/recorded --workers 6 --seeds 0 1 2
     python -m moe_lab.experiments.record --what exits --out data/recorded --workers 16 --seeds 0 1 2
+    python -m moe_lab.experiments.record --what bert --seeds 0 1 2 --plan-only        (the teacher, once)
+    python -m moe_lab.experiments.record --what bert --out data/recorded --workers 3 --seeds 0 1 2
     python -m moe_lab.experiments.record --what exits-cifar --out data/recorded --workers 2 --seeds 0 1 2
 
 Interrupt it as you like: what is finished is found again, what was running goes on from its checkpoint. Full Results
@@ -179,6 +181,28 @@ def _exit_images_configs(options: argparse.Namespace) -> list[Any]:
 
 _EXIT_SETTINGS = ("dataset", "mode", "balance", "model", "gate_inputs", "phase_steps", "warmup", "finetune_epochs")
 _EXIT_METRICS = ("backbone_accuracy", "gain_over_geometric", "gain_over_shared", "coverage", "set_size", "seconds")
+
+
+def _bert_configs(options: argparse.Namespace) -> list[Any]:
+    """Every gate, seed by seed; the teacher, which all of them share, once."""
+    from moe_lab.experiments.comet_bert_config import PAPER_GATES, CometBertConfig
+
+    gates = options.gates or PAPER_GATES
+    pairs = [(seed, gate) for seed in options.seeds for gate in gates]
+    return [
+        CometBertConfig.profile(options.profile, seed=seed, gate=gate)
+        for seed, gate in pairs
+        if gate != "teacher" or seed == options.seeds[0]
+    ]
+
+
+def _teach_bert(config: Any, root: Path) -> Result:
+    """What all runs share: without it, workers that start together would each train the teacher."""
+    from moe_lab.experiments import comet_bert
+
+    return comet_bert.importance(config, root=root)
+
+
 _LANGUAGE_COLUMNS = ("gate", "n_experts", "test_loss", "final_loss", "experts_per_token", "training_flops", "seconds")
 
 
@@ -231,6 +255,15 @@ RECORDINGS: dict[str, Recording] = {
         (*_EXIT_SETTINGS, *_EXIT_METRICS),
     ),
     "exits-cifar": Recording(_exit_images_configs, _run_by("jei_dnn"), (*_EXIT_SETTINGS, *_EXIT_METRICS)),
+    "bert": Recording(
+        _bert_configs,
+        _run_by("comet_bert"),
+        (
+            *("task", "model", "gate", "test_score", "teacher_score", "teacher_agreement", "experts_per_token"),
+            *("decided_by_word", "flops_per_token", "speedup_1", "speedup_64", "seconds"),
+        ),
+        prepare=_teach_bert,
+    ),
     "translation": Recording(
         _translation_configs, _run_by("evomoe_translation"), ("gate", "bleu", "test_loss", "exact", "seconds")
     ),
@@ -241,7 +274,7 @@ def thinned(result: Result, out: Path, commit: str | None = None, most_rows: int
     """A small copy under ``out``: per curve (and task) at most ``most_rows`` rows, floats of curves rounded.
 
     Trials are kept whole, they are the result; the plan they repeat is not. Routing rows lose their histogram. Of
-    language models only seed 0 keeps the weights of watched tokens.
+    language models and COMET-BERT only seed 0 keeps the weights of watched tokens and sentences.
     """
     from moe_lab.experiments.comet_recommender import rounded
 
@@ -258,8 +291,8 @@ def thinned(result: Result, out: Path, commit: str | None = None, most_rows: int
         return [rounded({key: value for key, value in row.items() if key != "histogram"}, 5) for row in kept]
 
     dropped = {"plan"}
-    if result.experiment.startswith("evomoe") and result.seed:
-        dropped.add("watched")
+    if result.experiment.startswith(("evomoe", "comet_bert")) and result.seed:
+        dropped |= {"watched", "sentences"}
     curves = {name: thin(name, rows) for name, rows in result.curves.items() if name not in dropped}
     about = dict(result.environment)
     if commit is not None and about.get("commit") is None:
