@@ -37,8 +37,9 @@ lint: $(VENV)/.installed-test
 clean:
 	rm -rf $(VENV)
 
+# With the extra "bert": notebook 07 needs it.
 $(VENV)/.installed: pyproject.toml constraints.txt | $(PY)
-	$(PY) -m pip install $(PIP_ARGS) -c constraints.txt -e .
+	$(PY) -m pip install $(PIP_ARGS) -c constraints.txt -e ".[bert]"
 	@touch $@
 
 $(VENV)/.installed-test: pyproject.toml constraints.txt | $(PY)
