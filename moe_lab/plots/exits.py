@@ -31,7 +31,7 @@ TIME_STYLES = {
     "rows leave at once": {"color": "#56B4E9", "linestyle": "--", "marker": "v"},
     "rows stay to the end": {"color": "#D55E00", "linestyle": "-.", "marker": "s"},
 }
-"""Ways to run a network with exits: `predict_masked`, and `predict` with compact_from 0.1, 0 and 1."""
+"""Ways to run a network with exits: `predict_masked`, and `predict` as it is, with compact_from 0 and with 1."""
 
 MARK = "#D55E00"
 """Colour of what is chosen: the exit that is taken, the threshold that is set."""
