@@ -26,6 +26,8 @@ from moe_lab.names import check_name
 GATE_INPUTS = ("all", "probability", "entropy", "margin", "squared_entropy", "features")
 """What a gate sees: all four statistics (the paper), one of them, or all four and the pooled features."""
 
+_NOT_READY = 1e6
+
 
 class JointExits(ExitTraining):
     """R linear inference modules and gates per exit, on cached features.
@@ -155,17 +157,27 @@ class JointExits(ExitTraining):
             self.weight.copy_(self.warmup.weight.expand_as(self.weight))
             self.bias.copy_(self.warmup.bias.expand_as(self.bias))
 
+    @property
+    def gates_ready(self) -> bool:
+        """The warm-up is over, and gates have learned for a whole phase."""
+        warmup = self.phases.warmup if self.warmup is None else int(self.warmup.ended_at)
+        return warmup >= 0 and int(self.step) >= warmup + self.phases.gate_steps
+
     @torch.no_grad()
-    def keep_best(self, values: Tensor) -> float:
+    def keep_best(self, values: Tensor, *, ready: bool = True) -> float:
         """Each run keeps its weights if its value is the smallest so far.
 
         Args:
             values: (R,), e.g. loss plus priced cost on a validation set.
+            ready: False: nothing is kept. Gates that have not learned yet may send everybody to the first exit, which
+                for a high price looks good before any module is trained.
 
         Returns:
             The mean over runs of the smallest values: falls whenever a run improves, so that `fit`, which keeps the
-            state of the smallest, keeps what all runs kept.
+            state of the smallest, keeps what all runs kept. Not ready: larger than any of these.
         """
+        if not ready:
+            return float(values.mean()) + _NOT_READY
         better = values.to(self.best_value) < self.best_value
         self.best_value[better] = values.to(self.best_value)[better]
         self.best_step[better] = self.step

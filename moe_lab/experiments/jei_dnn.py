@@ -151,7 +151,8 @@ def _fit_joint(
         else:
             values = losses.mean((1, 2))
         model.watch_warmup((logits[0].argmax(-1) == choice["label"].unsqueeze(1)).double().mean(0)[:-1])
-        return {"valid_loss": model.keep_best(values), "valid_now": float(values.mean())}
+        kept = model.keep_best(values, ready=curve != "joint" or model.gates_ready)
+        return {"valid_loss": kept, "valid_now": float(values.mean())}
 
     groups = [
         {"params": list(model.gates.parameters()), "lr": config.gate_rate},

@@ -274,7 +274,8 @@ def thinned(result: Result, out: Path, commit: str | None = None, most_rows: int
     """A small copy under ``out``: per curve (and task) at most ``most_rows`` rows, floats of curves rounded.
 
     Trials are kept whole, they are the result; the plan they repeat is not. Routing rows lose their histogram. Of
-    language models and COMET-BERT only seed 0 keeps the weights of watched tokens and sentences.
+    language models and COMET-BERT only seed 0 keeps the weights of watched tokens and sentences, of early exits the
+    prediction sets at every alpha and the reliability diagrams.
     """
     from moe_lab.experiments.comet_recommender import rounded
 
@@ -293,6 +294,8 @@ def thinned(result: Result, out: Path, commit: str | None = None, most_rows: int
     dropped = {"plan"}
     if result.experiment.startswith(("evomoe", "comet_bert")) and result.seed:
         dropped |= {"watched", "sentences"}
+    if result.experiment == "jei_dnn" and result.seed:
+        dropped |= {"conformal", "reliability"}
     curves = {name: thin(name, rows) for name, rows in result.curves.items() if name not in dropped}
     about = dict(result.environment)
     if commit is not None and about.get("commit") is None:

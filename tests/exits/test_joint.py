@@ -174,6 +174,20 @@ def test_each_run_keeps_its_own_best():
     assert model.weight[0].eq(2).all() and model.weight[1].eq(10).all() and model.best_step.tolist() == [7, 0]
 
 
+def test_nothing_is_kept_before_the_gates_have_learned():
+    model = joint(prices=(0.0, 1.0))  # warm-up 60, gate phases of 20
+    for step, ready in ((0, False), (60, False), (79, False), (80, True)):
+        model.step.fill_(step)
+        assert model.gates_ready == ready
+    assert model.keep_best(torch.tensor([1.0, 1.0]), ready=False) > model.keep_best(torch.tensor([99.0, 99.0]))
+    assert model.best_value.tolist() == [99.0, 99.0]
+    dynamic = joint(warmup_patience=1)
+    dynamic.step.fill_(200)
+    assert not dynamic.gates_ready  # no evaluation has ended the warm-up
+    dynamic.warmup.ended_at.fill_(100)
+    assert dynamic.gates_ready
+
+
 def warm_up(model, accuracies):
     """Evaluations after 10, 20, ... steps; weights are the number of the evaluation."""
     for number, accuracy in enumerate(accuracies, 1):
