@@ -4,6 +4,10 @@ A study draws ``n_trials`` points of each gate's `search_space`, trains the reco
 row per trial: validation loss, test loss, what was drawn. `moe_lab.tuning` turns the rows into top-5 % tables and
 budget curves.
 
+Trials run one by one, on several cores (``n_workers``), or many at once on one device (``stack_size``, see
+`stacked_trials`). Points are drawn in advance, all of them: random search learns nothing from finished trials, so a
+batch of any size proposes what single trials would.
+
 Resumable twice over: the study's Result keeps the plan (which points) and the finished trials; a trial is itself a
 Result and is found again even if the study's file is lost. With the plan written beforehand (`plan`) a machine without
 Optuna can run the trials.
@@ -25,6 +29,7 @@ from moe_lab.experiments import comet_recommender
 from moe_lab.experiments.parallel import in_parallel
 from moe_lab.experiments.recommender_config import RecommenderConfig
 from moe_lab.experiments.settings import profile_settings
+from moe_lab.experiments.stacked_trials import run_stack
 from moe_lab.gates.build import check_gate_name
 from moe_lab.results import Result, run_cached
 from moe_lab.search_spaces import search_space
@@ -109,14 +114,23 @@ def run(
     recompute: bool = False,
     progress: bool = True,
     n_workers: int = 1,
+    stack_size: int = 1,
 ) -> Result:
     """Run the study, or what is left of it.
+
+    Args:
+        config, root, recompute, progress: as in `comet_recommender.run`.
+        n_workers: processes side by side.
+        stack_size: trials of one gate that train as one stack; 1 trains each by itself. Trials 0 .. n - 1 make the
+            first stack of a gate, n .. 2n - 1 the second, whichever of them are done.
 
     Returns:
         A Result with ``curves["trials"]``: gate, trial, drawn values, valid_loss, test_loss, test_auc, test_mse,
         experts_per_example, used_experts, seconds; a trial that diverged has NaN losses.
     """
-    compute = partial(_run_trials, config, root, recompute, progress, n_workers)
+    if stack_size < 1:
+        raise ValueError(f"stack_size must be at least 1, got {stack_size}")
+    compute = partial(_run_trials, config, root, recompute, progress, n_workers, stack_size)
     return run_cached(EXPERIMENT, config, compute, root=root, recompute=recompute)
 
 
@@ -136,29 +150,75 @@ def _draw(config: TuningConfig, result: Result) -> None:
             result.log("plan", gate=gate, trial=index, drawn=values)
 
 
-def _one_trial(job: tuple[RecommenderConfig, Path | str | None, bool, dict[str, Any]]) -> dict[str, Any]:
-    config, root, recompute, _ = job
-    try:
-        result = comet_recommender.run(config, root=root, recompute=recompute, progress=False)
-    except NonFiniteLoss:
-        return {"valid_loss": float("nan"), "test_loss": float("nan")}
+def _diverged() -> dict[str, Any]:
+    return {"valid_loss": float("nan"), "test_loss": float("nan")}
+
+
+def _outcome(result: Result) -> dict[str, Any]:
     kept = ("valid_loss", "test_loss", "test_auc", "test_mse", "experts_per_example", "used_experts", "best_epoch")
     return {**{name: result.metrics[name] for name in kept}, "seconds": round(result.wall_seconds, 2)}
 
 
+def _one_trial(job: tuple[RecommenderConfig, Path | str | None, bool, dict[str, Any]]) -> dict[str, Any]:
+    config, root, recompute, _ = job
+    try:
+        return _outcome(comet_recommender.run(config, root=root, recompute=recompute, progress=False))
+    except NonFiniteLoss:
+        return _diverged()
+
+
+def _one_stack(
+    job: tuple[list[RecommenderConfig], Path | str | None, bool, bool, list[dict[str, Any]]],
+) -> list[dict[str, Any]]:
+    configs, root, recompute, progress, _ = job
+    results = run_stack(configs, root=root, recompute=recompute, progress=progress)
+    return [_outcome(result) if result.finished else _diverged() for result in results]
+
+
+def _stacks(plan: Sequence[Mapping[str, Any]], size: int) -> list[list[Mapping[str, Any]]]:
+    """The plan in stacks of one gate; all gates advance together."""
+    stacks: dict[tuple[int, str], list[Mapping[str, Any]]] = {}
+    for row in plan:
+        stacks.setdefault((row["trial"] // size, row["gate"]), []).append(row)
+    return [stacks[key] for key in sorted(stacks, key=lambda key: key[0])]
+
+
 def _run_trials(
-    config: TuningConfig, root: Path | str | None, recompute: bool, progress: bool, n_workers: int, result: Result
+    config: TuningConfig,
+    root: Path | str | None,
+    recompute: bool,
+    progress: bool,
+    n_workers: int,
+    stack_size: int,
+    result: Result,
 ) -> dict[str, Any]:
     if "plan" not in result.curves:
         _draw(config, result)
         result.save()
     trials = result.curves.setdefault("trials", [])
     done = {(row["gate"], row["trial"]) for row in trials}
-    todo = [row for row in result.curves["plan"] if (row["gate"], row["trial"]) not in done]
-    todo.sort(key=lambda row: row["trial"])  # all gates advance together: an unfinished study can still be compared
-    jobs = [(config.trial(row["gate"], row["trial"], row["drawn"]), root, recompute, row) for row in todo]
-    for job, losses in in_parallel(_one_trial, jobs, n_workers, label="trials", progress=progress):
-        result.log("trials", **job[-1], **losses)
-        result.save()
+
+    def is_missing(row: Mapping[str, Any]) -> bool:
+        return (row["gate"], row["trial"]) not in done
+
+    def trial(row: Mapping[str, Any]) -> RecommenderConfig:
+        return config.trial(row["gate"], row["trial"], row["drawn"])
+
+    plan = result.curves["plan"]
+    if stack_size == 1:
+        todo = sorted(filter(is_missing, plan), key=lambda row: row["trial"])  # an unfinished study can be compared
+        jobs = [(trial(row), root, recompute, row) for row in todo]
+        for job, losses in in_parallel(_one_trial, jobs, n_workers, label="trials", progress=progress):
+            result.log("trials", **job[-1], **losses)
+            result.save()
+    else:
+        stacks = [rows for rows in _stacks(plan, stack_size) if any(map(is_missing, rows))]
+        show = progress and n_workers == 1
+        jobs = [([trial(row) for row in rows], root, recompute, show, rows) for rows in stacks]
+        for job, outcomes in in_parallel(_one_stack, jobs, n_workers, label="stacks", progress=progress):
+            for row, losses in zip(job[-1], outcomes, strict=True):
+                if is_missing(row):
+                    result.log("trials", **row, **losses)
+            result.save()
     trials.sort(key=lambda row: (config.gates.index(row["gate"]), row["trial"]))
     return {"trials": len(trials), "trial_seconds": sum(row.get("seconds", 0.0) for row in trials)}

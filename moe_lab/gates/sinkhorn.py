@@ -24,6 +24,7 @@ from __future__ import annotations
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def _half_steps(scaled_logits: Tensor, iterations: int, tolerance: float) -> list[Tensor]:
@@ -97,6 +98,61 @@ def sinkhorn(scaled_logits: Tensor, iterations: int | Tensor, tolerance: float =
     if scaled_logits.dtype != torch.float64:
         scaled_logits = scaled_logits.float()
     return _sinkhorn(scaled_logits, iterations, float(tolerance))[0]
+
+
+class _SinkhornEach(torch.autograd.Function):
+    """The loop of `_sinkhorn` and its backward; a matrix that is done keeps its values while the others go on."""
+
+    @staticmethod
+    def forward(ctx, scaled_logits: Tensor, iterations: Tensor, tolerance: float) -> Tensor:
+        current, steps = scaled_logits, []
+        used = torch.zeros_like(iterations)
+        active = torch.ones_like(iterations, dtype=torch.bool)
+        while bool(active.any()):
+            rows = current.log_softmax(-1)
+            columns = rows.log_softmax(-2)
+            steps += [rows, columns]
+            current = torch.where(active[:, None, None], columns, current)
+            used += active
+            active = active & (used < iterations)
+            if tolerance > 0:
+                active = active & (row_error(current.exp()) >= tolerance)  # NaN is done, too
+        ctx.steps, ctx.used = steps, used
+        ctx.save_for_backward(current)
+        return current.exp()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor):
+        (current,) = ctx.saved_tensors
+        gradient = gradient * current.exp()
+        for step in range(len(ctx.steps) // 2 - 1, -1, -1):
+            rows, columns = ctx.steps[2 * step : 2 * step + 2]
+            back = gradient - columns.exp() * gradient.sum(-2, keepdim=True)
+            back = back - rows.exp() * back.sum(-1, keepdim=True)
+            gradient = torch.where((step < ctx.used)[:, None, None], back, gradient)
+        return gradient, None, None
+
+
+def sinkhorn_each(scaled_logits: Tensor, iterations: Tensor, tolerance: float = 0.0) -> Tensor:
+    """`sinkhorn` of K matrices that have nothing to do with each other, each with its own number of iterations.
+
+    `sinkhorn` stops all its matrices together, so the result of one depends on the others. Here each stops by itself:
+    row k is what ``sinkhorn(scaled_logits[k], iterations[k], tolerance)`` gives.
+
+    Args:
+        scaled_logits: (K, E, E), float32 or float64, finite (a matrix with NaN stays NaN and disturbs nobody).
+        iterations: (K,) int64, at least 1, on the same device.
+        tolerance: as in `sinkhorn`.
+
+    Returns:
+        (K, E, E).
+    """
+    if scaled_logits.dim() != 3 or scaled_logits.shape[-1] != scaled_logits.shape[-2]:
+        raise ValueError(f"need K square matrices (K, E, E), got shape {tuple(scaled_logits.shape)}")
+    if iterations.shape != scaled_logits.shape[:1]:
+        raise ValueError(f"need one number of iterations per matrix, got {tuple(iterations.shape)}")
+    return _SinkhornEach.apply(scaled_logits, iterations, float(tolerance))
 
 
 @torch.library.custom_op("moe_lab::best_assignment", mutates_args=())
