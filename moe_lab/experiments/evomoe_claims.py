@@ -107,6 +107,16 @@ def speedups(results: Sequence[Result], gate: str, base: str = "switch", x: str 
     return ratios
 
 
+def machine(result: Result) -> tuple[str | None, str | None]:
+    """What seconds depend on: device and version of PyTorch."""
+    return result.environment.get("device"), result.environment.get("torch")
+
+
+def one_machine(results: Iterable[Result], *gates: str) -> bool:
+    """All runs (of these gates, or of all) were made on machines of one kind: seconds may be compared."""
+    return len({machine(r) for r in results if not gates or r.config["gate"] in gates}) <= 1
+
+
 def log_speedup(ratios: Mapping[int | None, float], n_resamples: int = 2000) -> Difference:
     """Mean logarithm of the ratios and its interval over resampled seeds; -inf where a seed "never" arrives."""
     with np.errstate(divide="ignore"):
@@ -131,11 +141,20 @@ def describe(ratios: Mapping[int | None, float]) -> str:
 
 
 def speedup_table(results: Sequence[Result], base: str = "switch") -> pd.DataFrame:
-    """Per gate: `describe` for steps, FLOPs and seconds against ``base`` (which has 1 in all seeds: left out)."""
+    """Per gate: `describe` for steps, FLOPs and seconds against ``base`` (which has 1 in all seeds: left out).
+
+    Seconds of runs that were made on another kind of machine than those of ``base`` are not compared.
+    """
     seeds = set(_by_seed(results, base))
     gates = [gate for gate in dict.fromkeys(r.config["gate"] for r in results) if gate != base]
+
+    def cell(gate: str, x: str) -> str:
+        if x == "seconds" and not one_machine(results, gate, base):
+            return "other machine"
+        return describe(speedups(results, gate, base, x))
+
     rows = {
-        gate: {title: describe(speedups(results, gate, base, x)) for x, title in AXES.items()}
+        gate: {title: cell(gate, x) for x, title in AXES.items()}
         for gate in gates
         if seeds & set(_by_seed(results, gate))
     }
@@ -152,7 +171,7 @@ def _times_rows(results: Sequence[Result], gates: set[str]) -> list[tuple[str, s
     for x, says in _SAYS.items():
         for base in BASES:
             for gate in OURS:
-                if {gate, base} <= gates:
+                if {gate, base} <= gates and (x != "seconds" or one_machine(results, gate, base)):
                     ratios = speedups(results, gate, base, x)
                     text = f"{gate}: {says.format(base=base)}"
                     rows.append((text, describe(ratios), on_what(results, gate, base), judge(log_speedup(ratios))))

@@ -12,6 +12,7 @@ from moe_lab.experiments.evomoe_claims import (
     language_claims,
     log_speedup,
     masked_claims,
+    one_machine,
     same_setting,
     speedup_table,
     speedups,
@@ -128,6 +129,18 @@ def test_the_table_of_speedups_has_a_row_per_gate_and_a_column_per_axis():
     table = speedup_table(runs("switch", SLOW, SLOW) + runs("dts", FAST, NEVER) + runs("dense", NEVER))
     assert list(table.index) == ["dts", "dense"] and list(table.columns) == ["steps", "FLOPs", "seconds"]
     assert table.loc["dts", "steps"] == "by seed: 1.50, never"
+
+
+def test_seconds_of_different_machines_are_not_compared():
+    slow, fast = runs("switch", SLOW), runs("dts", FAST)
+    assert one_machine([*slow, *fast])
+    before = len(language_claims([*slow, *fast]))
+    for run_ in fast:
+        run_.environment["device"] = "another"
+    assert not one_machine([*slow, *fast]) and one_machine([*slow, *fast], "dts")
+    assert speedup_table([*slow, *fast]).loc["dts", "seconds"] == "other machine"
+    assert speedup_table([*slow, *fast]).loc["dts", "steps"] != "other machine"
+    assert len(language_claims([*slow, *fast])) == before - 1
 
 
 def test_claims_are_about_one_setting_and_one_run_per_gate_and_seed():
