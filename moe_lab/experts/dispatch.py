@@ -29,6 +29,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from moe_lab.experts.base import ExpertBank
+from moe_lab.experts.mlp import MLPExperts
+from moe_lab.names import check_name
+
+BACKENDS = ("auto", "fast", "reference")
 
 
 def run_everything(bank: ExpertBank, x: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
@@ -124,3 +128,54 @@ def combine_experts(bank: ExpertBank, x: Tensor, weights: Sequence[Tensor]) -> l
     precise = dtype if dtype in (torch.float32, torch.float64) else torch.float32
     with torch.autocast(x.device.type, enabled=False):
         return list(combine(h.to(precise), stacked.to(precise)).to(dtype).unbind(0))
+
+
+def why_not_fast(bank: ExpertBank, n_tasks: int) -> str | None:
+    """What `moe_lab.experts.fast` lacks for this bank as it is now (mode included); None if it can run it."""
+    if n_tasks != 1:
+        return f"it combines for one task, not {n_tasks}"
+    if type(bank) is not MLPExperts:
+        return f"it knows MLPExperts, not {type(bank).__name__}"
+    if len(bank.weights) != 2 or bank.activate_last:
+        return "it runs two layers with activate_last=False"
+    if bank.dropout and bank.training:
+        return "it has no dropout"
+    return None
+
+
+def run_experts(
+    bank: ExpertBank, x: Tensor, weights: Sequence[Tensor], backend: str = "auto", most_per_token: int | None = None
+) -> list[Tensor]:
+    """`combine_experts`, or the same in grouped products and Triton kernels (`moe_lab.experts.fast`).
+
+    Args:
+        bank, x, weights: as in `combine_experts`.
+        backend: "reference": `combine_experts`. "fast": `grouped_mlp`. "auto": the reference.
+        most_per_token: for the fast one: no row of weights has more non-zeros than this. Then nothing waits for the
+            device, exactly so many pairs per token are computed (zeros among them), and rows with more give NaN.
+
+    Returns:
+        S tensors (T, F).
+
+    Raises:
+        ValueError: unknown backend, weights of a wrong shape, or "fast" for what it cannot run.
+    """
+    check_name("backend", backend, BACKENDS)
+    # "auto" stays what it was before there was a choice, until the fast path has been measured to win on CUDA wherever
+    # why_not_fast is None: python -m moe_lab.bench.gpu_cases --bias, "ours, any pattern" against "reference" (what a
+    # MoE passes are (T, E) weights), from small (--tokens 512 --width 64 ...) to the default sizes.
+    if backend != "fast":
+        return combine_experts(bank, x, weights)
+    lacks = why_not_fast(bank, len(weights))
+    if lacks is not None:
+        raise ValueError(f"backend 'fast' cannot run this: {lacks}; use 'reference' or 'auto'")
+    if most_per_token is not None and most_per_token < 1:
+        raise ValueError(f"most_per_token must be at least 1, or None; got {most_per_token}")
+    from moe_lab.experts.fast import first_pairs, grouped_mlp  # only here: it imports Triton, which takes a while
+
+    (w,) = weights
+    if tuple(w.shape) != (x.shape[0], bank.n_experts):
+        raise ValueError(f"weights must have shape {(x.shape[0], bank.n_experts)}, got {tuple(w.shape)}")
+    routing = w if most_per_token is None else first_pairs(w, most_per_token)
+    (w1, w2), (b1, b2) = bank.weights, bank.biases
+    return [grouped_mlp(x, routing, w1, b1, w2, b2, bank.activation)]

@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from moe_lab.experts.base import ExpertBank
-from moe_lab.experts.dispatch import combine_experts
+from moe_lab.experts.dispatch import BACKENDS, run_experts
+from moe_lab.names import check_name
 from moe_lab.routing import Routing
 
 
@@ -26,10 +27,19 @@ class MultiGateMoE(nn.Module):
     Args:
         gates: one per task; any modules that return a `Routing` over ``experts.n_experts`` experts.
         experts: an expert bank.
+        backend, most_per_token: how the experts run, see `moe_lab.experts.dispatch.run_experts`. Attributes: they may
+            be changed at any time.
     """
 
-    def __init__(self, gates: Sequence[nn.Module], experts: ExpertBank):
+    def __init__(
+        self,
+        gates: Sequence[nn.Module],
+        experts: ExpertBank,
+        backend: str = "auto",
+        most_per_token: int | None = None,
+    ):
         super().__init__()
+        check_name("backend", backend, BACKENDS)
         if not gates:
             raise ValueError("need at least one gate")
         for gate in gates:
@@ -40,6 +50,7 @@ class MultiGateMoE(nn.Module):
                 )
         self.gates = nn.ModuleList(gates)
         self.experts = experts
+        self.backend, self.most_per_token = backend, most_per_token
 
     def forward(
         self, x: Tensor, gate_inputs: Tensor | Sequence[Tensor] | None = None
@@ -61,7 +72,8 @@ class MultiGateMoE(nn.Module):
         if len(gate_inputs) != len(self.gates):
             raise ValueError(f"{len(self.gates)} gates need as many gate_inputs, got {len(gate_inputs)}")
         routings = [gate(seen) for gate, seen in zip(self.gates, gate_inputs, strict=True)]
-        return combine_experts(self.experts, x, [routing.weights for routing in routings]), routings
+        weights = [routing.weights for routing in routings]
+        return run_experts(self.experts, x, weights, self.backend, self.most_per_token), routings
 
 
 class MoE(nn.Module):
@@ -70,11 +82,12 @@ class MoE(nn.Module):
     Args:
         gate: a module that returns a `Routing`.
         experts: an expert bank.
+        backend, most_per_token: see `MultiGateMoE`.
     """
 
-    def __init__(self, gate: nn.Module, experts: ExpertBank):
+    def __init__(self, gate: nn.Module, experts: ExpertBank, backend: str = "auto", most_per_token: int | None = None):
         super().__init__()
-        self.mixture = MultiGateMoE([gate], experts)
+        self.mixture = MultiGateMoE([gate], experts, backend, most_per_token)
 
     @property
     def gate(self) -> nn.Module:

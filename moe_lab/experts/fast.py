@@ -1,0 +1,244 @@
+"""Experts of two layers at the speed of the matrix unit: rows sorted by expert, grouped products, own backward.
+
+Legend: T tokens, E experts, N routed (token, expert) pairs, K pairs per token, D input width, H hidden width, F output
+width; e the expert of a row, g its weight.
+
+    X = rows of x in expert order                                    (N, D)   kernels.scatter_rows
+    Z = X W1_e                                                       (N, H)   grouped product
+    A = g act(Z + b1_e)                                              (N, H)   kernels.activate
+    y = rows of A W2_e, added up per token,  + g b2                  (T, F)   grouped product, kernels.sum_rows
+
+and backwards, with G = rows of dy in expert order:
+
+    dA = G W2_e^T,  dW2_e = A^T G,  (dZ, dg, db1) from Z and dA in one pass,  dX = dZ W1_e^T,  dW1_e = X^T dZ
+
+The weight g multiplies the *hidden* row, where a pass over (N, H) happens anyway. Then dg = <act(Z + b1), dA> needs no
+expert output, so (N, F) outputs are neither kept nor read again, and both combines are plain sums. (SonicMoE computes
+dg from the same inner product; Guo et al. 2025.) The output bias does not need rows at all: sum_e g_e b2_e is the
+product of the (T, E) weights with b2.
+
+``fused`` replaces two of the six grouped products by our own, which end in the activation: Z and A leave one kernel
+(N H numbers fewer to read), and dA is never written (2 N H fewer to move). Whether that pays must be measured.
+
+Memory. Nothing has T x E rows. Between forward and backward X, Z and A are kept, N (D + 2 H) numbers; a dense layer of
+equal multiply-adds keeps T D + 2 N H. With ``recompute`` only Z, N H; the backward then gathers X again and writes A
+again in a pass that happens anyway. While it runs, the backward holds dA (which becomes dZ in place) and G besides.
+
+Synchronisation. With a fixed number of pairs per token every shape is known beforehand and nothing waits for the
+device: the layer can be captured in a CUDA graph. With (T, E) weights of any pattern, N must be known to allocate: one
+synchronisation (`nonzero`), then the same kernels on lists of unequal lengths. A padded upper bound would need none,
+but would compute the padding.
+
+Products: `torch.nn.functional.grouped_mm`. On CUDA it is one kernel, without synchronisation, for bfloat16 on Hopper
+and Blackwell; for other devices and dtypes it loops over experts inside PyTorch, and asks for the counts. Which
+operands it takes at all says `groupable`; for others (float64, rows that are not whole multiples of 16 bytes) a loop
+here gives the same result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+from moe_lab.experts.kernels import (
+    ACTIVATIONS,
+    Slots,
+    activate,
+    activate_backward,
+    expert_order,
+    fusable,
+    hidden,
+    hidden_gradient,
+    scatter_rows,
+    sum_rows,
+)
+from moe_lab.names import check_name
+
+MOST_GROUPS = 1023  # of grouped_mm on CUDA
+Pairs = tuple[Tensor, Tensor]
+
+
+def groupable(dtype: torch.dtype, n_experts: int, *widths: int) -> bool:
+    """`grouped_mm` takes operands of these row widths: 2 or 4 bytes per number, rows of whole multiples of 16 bytes."""
+    known = dtype in (torch.bfloat16, torch.float16, torch.float32)
+    return known and n_experts <= MOST_GROUPS and all(width * dtype.itemsize % 16 == 0 for width in widths)
+
+
+def _each(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    """(N, A) rows in expert order times (E, A, B) -> (N, B)."""
+    if len(rows) and groupable(rows.dtype, *weight.shape):
+        return functional.grouped_mm(rows, weight, offs=ends)
+    out = rows.new_empty(rows.shape[0], weight.shape[2])
+    for e, (begin, end) in enumerate(_ranges(ends)):
+        out[begin:end] = rows[begin:end] @ weight[e]
+    return out
+
+
+def _outer(left: Tensor, right: Tensor, ends: Tensor) -> Tensor:
+    """(N, A), (N, B) in expert order -> (E, A, B): left^T right over the rows of each expert; 0 without rows."""
+    if len(left) and groupable(left.dtype, len(ends), left.shape[1], right.shape[1]):
+        return functional.grouped_mm(left.T, right, offs=ends)
+    return torch.stack([left[begin:end].T @ right[begin:end] for begin, end in _ranges(ends)])
+
+
+def _ranges(ends: Tensor) -> list[tuple[int, int]]:
+    stops = ends.tolist()
+    return list(zip([0, *stops], stops, strict=False))
+
+
+class _GroupedMLP(torch.autograd.Function):
+    """The sum over pairs without the output bias; see the module for the equations and what is kept."""
+
+    @staticmethod
+    def forward(
+        ctx,
+        x: Tensor,
+        value: Tensor,
+        w1: Tensor,
+        b1: Tensor | None,
+        w2: Tensor,
+        expert: Tensor,
+        slots: Slots,
+        activation: str,
+        recompute: bool,
+        fused: tuple[str, ...],
+    ) -> Tensor:
+        place, ends, g = expert_order(expert, value, w1.shape[0])
+        rows = scatter_rows(x, place, slots)
+        if "forward" in fused and len(rows) and fusable(rows, *w1.shape[1:], inner=w1.shape[1]):
+            h, a = hidden(rows, w1, b1, g, ends, activation)
+        else:
+            h = _each(rows, w1, ends)
+            a = activate(h, b1, g, ends, activation)
+        y = sum_rows(_each(a, w2, ends), place, slots, x.shape[0])
+        kept = (x, None) if recompute else (rows, a)
+        starts = None if isinstance(slots, int) else slots
+        ctx.save_for_backward(*kept, h, w1, b1, w2, place, ends, g, starts)
+        ctx.k, ctx.n_tokens = slots if starts is None else None, x.shape[0]
+        ctx.activation, ctx.recompute, ctx.fused = activation, recompute, fused
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        rows, a, h, w1, b1, w2, place, ends, g, starts = ctx.saved_tensors
+        slots = ctx.k if starts is None else starts
+        needs_x, _, needs_w1, _, needs_w2 = ctx.needs_input_grad[:5]
+        grad_rows = scatter_rows(grad, place, slots)
+        if "backward" in ctx.fused and not ctx.recompute and len(h) and fusable(h, *w2.shape[1:]):
+            grad_h, grad_g, grad_b1 = hidden_gradient(grad_rows, w2, h, b1, g, ends, ctx.activation)
+        else:
+            grad_a = _each(grad_rows, w2.transpose(1, 2), ends)
+            grad_h, grad_g, grad_b1, again = activate_backward(h, b1, g, ends, ctx.activation, grad_a, ctx.recompute)
+            a = again if ctx.recompute else a
+            del again, grad_a
+        grad_w2 = _outer(a, grad_rows, ends) if needs_w2 else None
+        del grad_rows
+        grad_w1 = grad_x = None
+        if needs_w1:
+            if ctx.recompute:
+                rows = scatter_rows(rows, place, slots)
+            grad_w1 = _outer(rows, grad_h, ends)
+        if needs_x:
+            grad_x = sum_rows(_each(grad_h, w1.transpose(1, 2), ends), place, slots, ctx.n_tokens)
+        grad_value = grad_g.index_select(0, place)
+        if grad_b1 is not None:
+            grad_b1 = grad_b1.to(b1.dtype)
+        return grad_x, grad_value, grad_w1, grad_b1, grad_w2, None, None, None, None, None
+
+
+def first_pairs(weights: Tensor, most: int) -> Pairs:
+    """The ``most`` largest weights of each token, as experts and values: a shape known without asking the device.
+
+    Args:
+        weights: (T, E), at most ``most`` of each row not exactly 0.
+        most: at least 1.
+
+    Returns:
+        experts (T, K), int64, and values (T, K), K = min(most, E). Rows with fewer non-zeros are filled with zeros; a
+        token with more gets NaN, because raising an error would mean waiting for the device.
+    """
+    experts = weights.detach().abs().topk(min(most, weights.shape[1]), dim=1).indices
+    crowded = (weights.detach() != 0).sum(1, keepdim=True) > most
+    return experts, weights.gather(1, experts).masked_fill(crowded, torch.nan)
+
+
+def _listed(weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(T, E) -> expert and value of each non-zero, token by token, and where each token's begin (T + 1,)."""
+    active = weights.detach() != 0
+    flat = active.flatten().nonzero().squeeze(1)
+    starts = functional.pad(active.sum(1).cumsum(0, dtype=torch.int32), (1, 0))
+    return flat % weights.shape[1], weights.flatten().index_select(0, flat), starts
+
+
+def _check(x: Tensor, routing: Tensor | Pairs, w1: Tensor, w2: Tensor, activation: str, fused: Sequence[str]) -> None:
+    check_name("activation", activation, ACTIVATIONS)
+    for name in fused:
+        check_name("fused product", name, ("forward", "backward"))
+    n_experts, width, hidden = w1.shape
+    if x.dim() != 2 or x.shape[1] != width or tuple(w2.shape[:2]) != (n_experts, hidden):
+        raise ValueError(
+            "shapes must be x (T, D), w1 (E, D, H), w2 (E, H, F); "
+            f"got {tuple(x.shape)}, {tuple(w1.shape)}, {tuple(w2.shape)}"
+        )
+    if isinstance(routing, Tensor):
+        if tuple(routing.shape) != (x.shape[0], n_experts):
+            raise ValueError(f"weights must have shape {(x.shape[0], n_experts)}, got {tuple(routing.shape)}")
+    elif routing[0].dim() != 2 or routing[0].shape != routing[1].shape or routing[0].shape[0] != x.shape[0]:
+        shapes = tuple(tuple(part.shape) for part in routing)
+        raise ValueError(f"experts and values must both have shape (T = {x.shape[0]}, K), got {shapes}")
+
+
+def grouped_mlp(
+    x: Tensor,
+    routing: Tensor | Pairs,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    b2: Tensor | None,
+    activation: str = "gelu",
+    *,
+    recompute: bool = False,
+    fused: Sequence[str] = (),
+) -> Tensor:
+    """y(t) = sum_e g_e(t) (act(x_t W1_e + b1_e) W2_e + b2_e), computing only routed pairs.
+
+    Args:
+        x: (T, D).
+        routing: (experts, values), both (T, K): experts integers in 0 .. E - 1, different within a row (neither is
+            checked: that would wait for the device); a pair with value 0 is computed like any other. Or weights
+            (T, E): exact zeros are not computed, and their gradient is 0.
+        w1, b1: (E, D, H), (E, H) or None.
+        w2, b2: (E, H, F), (E, F) or None.
+        activation: "relu", "gelu" (exact) or "tanh".
+        recompute: keep less for the backward; see the module.
+        fused: of "forward" and "backward": Z and A in one product of our own (`kernels.hidden`), dA and dZ in another
+            (`kernels.hidden_gradient`; not with ``recompute``), where they can run. Not yet measured, hence neither.
+
+    Returns:
+        (T, F), in x's dtype (autocast's under autocast). Sums over pairs are in float32 at least. Not differentiable
+        twice.
+
+    Raises:
+        ValueError: shapes do not fit, or an unknown activation.
+    """
+    _check(x, routing, w1, w2, activation, fused)
+    device, (n_tokens, n_experts) = x.device.type, (x.shape[0], w1.shape[0])
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    x, w1, w2 = x.to(dtype), w1.to(dtype).contiguous(), w2.to(dtype).contiguous()
+    b1 = None if b1 is None else b1.to(dtype).contiguous()
+    if isinstance(routing, Tensor):
+        expert, value, slots = _listed(routing)
+        weights = routing.where(routing.detach() != 0, 0)  # a pair that is not computed gets no gradient here either
+    else:
+        experts, values = routing
+        expert, value, slots = experts.flatten(), values.flatten(), experts.shape[1]
+        weights = values.new_zeros(n_tokens, n_experts).scatter(1, experts, values) if b2 is not None else None
+    with torch.autocast(device, enabled=False):
+        value = value.to(torch.promote_types(dtype, torch.float32))
+        y = _GroupedMLP.apply(x, value, w1, b1, w2, expert, slots, activation, recompute, tuple(fused))
+        return y if b2 is None else torch.addmm(y, weights.to(dtype), b2.to(dtype))

@@ -1,0 +1,389 @@
+"""The fast path against the oracle that runs every expert on every token: outputs, all gradients, what it allocates."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from moe_lab.experts import ConvExperts, MLPExperts, MoE, MultiGateMoE, combine_experts, kernels, run_everything
+from moe_lab.experts.dispatch import run_experts, why_not_fast
+from moe_lab.experts.fast import first_pairs, groupable, grouped_mlp
+from moe_lab.gates import CometGate, TopKGate
+from moe_lab.gates.losses import load_balancing_loss
+
+D, H, F = 8, 16, 24  # rows that grouped_mm takes
+EXACT = {torch.float64: 1e-10, torch.float32: 2e-4}
+
+
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch):
+    """In Triton's interpreter, where time goes by the number of steps."""
+    if kernels.INTERPRETED:
+        monkeypatch.setattr(kernels, "TILE", 16)
+        monkeypatch.setattr(kernels, "BLOCKS", dict.fromkeys(kernels.BLOCKS, kernels.Blocks(16, 32, 1)))
+        tile = kernels.Product(16, 16, 1, depth=8, stages=1, registers=None)
+        monkeypatch.setattr(kernels, "PRODUCTS", dict.fromkeys(kernels.PRODUCTS, tile))
+
+
+def make_bank(n_experts, sizes=(D, H, F), activation="gelu", dtype=torch.float64):
+    bank = MLPExperts(n_experts, sizes, activation, activate_last=False).to(dtype)
+    with torch.no_grad():
+        for bias in bank.biases:
+            bias.uniform_(-1, 1)
+    return bank
+
+
+def layer(bank):
+    return bank.weights[0], bank.biases[0], bank.weights[1], bank.biases[1], bank.activation
+
+
+def fixed(tokens, n_experts, k, dtype=torch.float64):
+    """Distinct experts (T, K) and values that may be 0; the same as a function of values -> (T, E)."""
+    experts = torch.rand(tokens, n_experts).topk(k, dim=1).indices
+    values = torch.rand(tokens, k, dtype=dtype) * (torch.rand(tokens, k) < 0.8)
+    return (
+        experts,
+        values.requires_grad_(),
+        lambda v: torch.zeros(tokens, n_experts, dtype=dtype).scatter(1, experts, v),
+    )
+
+
+def unequal(tokens, n_experts, dtype=torch.float64):
+    """(T, E) weights: from no expert to all; the second token has one."""
+    keep = torch.rand(tokens, n_experts) < torch.linspace(0, 1, tokens)[:, None]
+    if tokens > 1:
+        keep[1] = torch.arange(n_experts) == n_experts - 1
+    return ((torch.rand(tokens, n_experts, dtype=dtype) + 0.1) * keep).requires_grad_()
+
+
+def gradients(y, leaves):
+    grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return torch.autograd.grad(y, leaves, grad.to(y.dtype), retain_graph=True, materialize_grads=True)
+
+
+def same(found, expected, tolerance):
+    for a, b in zip(found, expected, strict=True):
+        assert a.shape == b.shape and a.dtype == b.dtype
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+@settings(deadline=None, max_examples=8 if kernels.INTERPRETED else 60)
+@given(
+    tokens=st.sampled_from([1, 2, 7, 33]),
+    n_experts=st.sampled_from([1, 2, 3, 5, 9, 17]),
+    k=st.integers(1, 17),
+    activation=st.sampled_from(kernels.ACTIVATIONS),
+    dtype=st.sampled_from(list(EXACT)),
+    sizes=st.sampled_from([(D, H, F), (3, 5, 7)]),
+    recompute=st.booleans(),
+    seed=st.integers(0, 10_000),
+)
+def test_a_fixed_number_of_experts_equals_the_oracle_in_outputs_and_all_gradients(
+    tokens, n_experts, k, activation, dtype, sizes, recompute, seed
+):
+    torch.manual_seed(seed)
+    bank = make_bank(n_experts, sizes, activation, dtype)
+    experts, values, spread = fixed(tokens, n_experts, min(k, n_experts), dtype)
+    x = torch.randn(tokens, sizes[0], dtype=dtype, requires_grad=True)
+    (expected,) = run_everything(bank, x, [spread(values)])
+    y = grouped_mlp(x, (experts, values), *layer(bank), recompute=recompute)
+    leaves = [x, values, *bank.parameters()]
+    same([y, *gradients(y, leaves)], [expected, *gradients(expected, leaves)], EXACT[dtype])
+
+
+@settings(deadline=None, max_examples=8 if kernels.INTERPRETED else 40)
+@given(
+    tokens=st.sampled_from([0, 1, 2, 7, 33]),
+    n_experts=st.sampled_from([1, 2, 3, 5, 9, 17]),
+    activation=st.sampled_from(kernels.ACTIVATIONS),
+    dtype=st.sampled_from(list(EXACT)),
+    recompute=st.booleans(),
+    seed=st.integers(0, 10_000),
+)
+def test_any_pattern_of_weights_equals_the_oracle_and_a_zero_has_no_gradient(
+    tokens, n_experts, activation, dtype, recompute, seed
+):
+    torch.manual_seed(seed)
+    bank, weights = make_bank(n_experts, (D, H, F), activation, dtype), unequal(tokens, n_experts, dtype)
+    x = torch.randn(tokens, D, dtype=dtype, requires_grad=True)
+    (expected,) = run_everything(bank, x, [weights])
+    y = grouped_mlp(x, weights, *layer(bank), recompute=recompute)
+    leaves = [x, *bank.parameters()]
+    same([y, *gradients(y, leaves)], [expected, *gradients(expected, leaves)], EXACT[dtype])
+    (grad,), (reference,) = gradients(y, [weights]), gradients(combine_experts(bank, x, [weights])[0], [weights])
+    same([grad], [reference], EXACT[dtype])
+    assert (grad[weights == 0] == 0).all()
+
+
+@pytest.mark.parametrize("fused", [("backward",), ("forward", "backward")])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_products_of_our_own_give_the_same_layer_and_where_they_cannot_run_the_same_bits(fused, recompute):
+    bank, (experts, values, spread) = make_bank(5, dtype=torch.float16), fixed(21, 5, 2, torch.float32)
+    x = torch.randn(21, D).half().requires_grad_()
+    for routing in ((experts, values), spread(values.detach())):
+        leaves = [x, *([values] if isinstance(routing, tuple) else []), *bank.parameters()]
+        expected = grouped_mlp(x, routing, *layer(bank), recompute=recompute)
+        y = grouped_mlp(x, routing, *layer(bank), recompute=recompute, fused=fused)
+        for a, b in zip([y, *gradients(y, leaves)], [expected, *gradients(expected, leaves)], strict=True):
+            assert torch.equal(a, b) or (kernels.usable(x) and (a - b).norm() < 5e-3 * b.norm())
+    with pytest.raises(ValueError, match="did you mean 'backward'"):
+        grouped_mlp(x, (experts, values), *layer(bank), fused=("backwards",))
+
+
+def test_gradcheck_in_float64():
+    bank = make_bank(3, (2, 3, 2), "tanh")
+    experts, values, _ = fixed(5, 3, 2)
+    x = torch.randn(5, 2, dtype=torch.float64, requires_grad=True)
+    parameters = [p.detach().requires_grad_() for p in layer(bank)[:4]]
+    assert torch.autograd.gradcheck(lambda x, v, *p: grouped_mlp(x, (experts, v), *p, "tanh"), (x, values, *parameters))
+
+
+def test_without_biases_only_the_products_remain():
+    bank = MLPExperts(4, (D, H, F), "relu", activate_last=False)  # its biases are 0
+    experts, values, spread = fixed(9, 4, 2, torch.float32)
+    x = torch.randn(9, D)
+    y = grouped_mlp(x, (experts, values), bank.weights[0], None, bank.weights[1], None, "relu")
+    torch.testing.assert_close(y, run_everything(bank, x, [spread(values)])[0], rtol=1e-4, atol=1e-5)
+
+
+def test_one_expert_can_take_every_token_and_the_others_get_exactly_zero_gradient():
+    bank = make_bank(4, dtype=torch.float32)
+    experts, values = torch.full((9, 1), 2), torch.rand(9, 1)
+    y = grouped_mlp(torch.randn(9, D), (experts, values), *layer(bank))
+    y.sum().backward()
+    for parameter in bank.parameters():
+        assert parameter.grad[2].abs().sum() > 0
+        assert parameter.grad[[0, 1, 3]].abs().max() == 0
+
+
+def test_bfloat16_is_within_one_percent_of_float64():
+    """||a - b|| / ||b|| under 1e-2: operands are rounded to 8 bits (2^-9 = 2e-3), three times in a row."""
+    bank, (experts, values, spread) = make_bank(5, dtype=torch.bfloat16), fixed(64, 5, 2, torch.float32)
+    x = torch.randn(64, D).bfloat16().requires_grad_()
+    leaves = [x, values, *bank.parameters()]
+    y = grouped_mlp(x, (experts, values), *layer(bank))
+    assert y.dtype == torch.bfloat16
+    exact_bank = make_bank(5)
+    exact_bank.load_state_dict(bank.state_dict())
+    exact_x, exact_values = x.detach().double().requires_grad_(), values.detach().double().requires_grad_()
+    (exact,) = run_everything(exact_bank, exact_x, [spread(exact_values.float()).double()])
+    expected = [exact, *gradients(exact, [exact_x, exact_values, *exact_bank.parameters()])]
+    for a, b in zip([y, *gradients(y, leaves)], expected, strict=True):
+        assert (a.double() - b).norm() < 1e-2 * b.norm()
+
+
+def test_autocast_computes_in_its_dtype_and_parameters_keep_theirs():
+    bank, (experts, values, _) = make_bank(5, dtype=torch.float32), fixed(30, 5, 2, torch.float32)
+    x = torch.randn(30, D)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = grouped_mlp(x, (experts, values), *layer(bank))
+    assert y.dtype == torch.bfloat16
+    y.float().sum().backward()
+    assert all(p.grad.dtype == torch.float32 and p.grad.abs().sum() > 0 for p in bank.parameters())
+    torch.testing.assert_close(y.float(), grouped_mlp(x, (experts, values), *layer(bank)), rtol=0.03, atol=0.03)
+
+
+def test_a_second_backward_finds_everything_as_it_was():
+    """The backward writes over its own buffers only."""
+    bank, (experts, values, _) = make_bank(5), fixed(30, 5, 2)
+    x = torch.randn(30, D, dtype=torch.float64, requires_grad=True)
+    for recompute in (False, True):
+        y = grouped_mlp(x, (experts, values), *layer(bank), recompute=recompute)
+        leaves = [x, values, *bank.parameters()]
+        same(gradients(y, leaves), gradients(y, leaves), 0)
+
+
+class Watched(TorchDispatchMode):
+    """The names of all operations, and the largest tensor that one of them made."""
+
+    def __init__(self):
+        super().__init__()
+        self.names, self.largest = [], 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        self.names.append(function.overloadpacket.__name__)
+        for tensor in result if isinstance(result, list | tuple) else [result]:
+            if isinstance(tensor, torch.Tensor):
+                self.largest = max(self.largest, tensor.numel())
+        return result
+
+
+WAITING = {"nonzero", "_local_scalar_dense", "item", "is_nonzero", "equal", "bincount", "unique_dim", "masked_select"}
+
+
+@pytest.mark.skipif(kernels.INTERPRETED, reason="the interpreter copies every tensor")
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_fixed_number_of_experts_never_waits_for_the_device_and_makes_nothing_of_all_experts(recompute):
+    """Largest allowed: N hidden rows, or a parameter. T x E x H would be four times that."""
+    bank, (experts, values, spread) = make_bank(16, dtype=torch.bfloat16), fixed(100, 16, 4, torch.float32)
+    weights, x = spread(values.detach() + 0.1), torch.randn(100, D).bfloat16().requires_grad_()
+    for routing in (lambda: (experts, values), lambda: first_pairs(weights, 4)):
+        with Watched() as seen:
+            y = grouped_mlp(x, routing(), *layer(bank), recompute=recompute)
+            y.backward(torch.ones_like(y))
+        assert not WAITING & set(seen.names)
+        assert seen.names.count("_grouped_mm") == 6
+        assert seen.largest == max(100 * 4 * H, 100 * 4 * F, 16 * H * F) < 100 * 16 * H
+    with Watched() as seen:
+        grouped_mlp(x, weights, *layer(bank), recompute=recompute).sum().backward()
+    assert [name for name in seen.names if name in WAITING] == ["nonzero"]
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_what_is_kept_for_the_backward_is_what_the_docstring_says(recompute):
+    bank, (experts, values, _) = make_bank(4), fixed(50, 4, 2)
+    x, kept = torch.randn(50, D, dtype=torch.float64, requires_grad=True), {}
+
+    def pack(tensor):
+        if tensor.is_floating_point() and tensor.dim() == 2 and tensor.shape[0] == 100:
+            kept[tensor.data_ptr()] = tensor.numel()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        grouped_mlp(x, (experts, values), *layer(bank), recompute=recompute)
+    assert sum(kept.values()) == (100 * H if recompute else 100 * (D + 2 * H))
+
+
+def test_the_first_pairs_hold_every_weight_and_a_token_with_too_many_becomes_nan():
+    weights = torch.tensor([[0.0, 0.7, 0.0, 0.3], [0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0], [0.2, 0.3, 0.5, 0.0]])
+    experts, values = first_pairs(weights, 2)
+    spread = torch.zeros(4, 4).scatter_add(1, experts, values)
+    assert torch.equal(spread[:3], weights[:3]) and values[3].isnan().all()
+    assert first_pairs(weights, 9)[0].shape == (4, 4)
+    bank = make_bank(4, dtype=torch.float32)
+    y = grouped_mlp(torch.randn(4, D), (experts, values), *layer(bank))
+    assert y[3].isnan().all() and y[:3].isfinite().all()
+
+
+@pytest.mark.parametrize("most_per_token", [None, 2])
+def test_a_mixture_on_the_fast_path_trains_gate_and_experts_like_the_reference(most_per_token):
+    moe = MoE(TopKGate(D, 6, 2), make_bank(6), "fast", most_per_token).double()
+    x, results = torch.randn(40, D, dtype=torch.float64, requires_grad=True), {}
+    for moe.mixture.backend in ("fast", "reference"):
+        y, routing = moe(x)
+        results[moe.mixture.backend] = [y, *gradients(y, [x, *moe.parameters()])]
+    same(results["fast"], results["reference"], 1e-10)
+    assert torch.isfinite(load_balancing_loss(routing.weights, routing.active))
+
+
+def test_auto_is_the_reference_and_choices_are_checked(monkeypatch):
+    bank, gate = make_bank(4, dtype=torch.float32), TopKGate(D, 4, 2)
+    monkeypatch.setattr("moe_lab.experts.fast.grouped_mlp", None)  # would raise if it were called
+    MoE(gate, bank)(torch.randn(3, D))
+    with pytest.raises(ValueError, match="did you mean 'fast'"):
+        MoE(gate, bank, "fsat")
+    x, weights = torch.randn(3, D), torch.ones(3, 4)
+    with pytest.raises(ValueError, match="at least 1"):
+        run_experts(bank, x, [weights], "fast", 0)
+    with pytest.raises(ValueError, match="must have shape"):
+        run_experts(bank, x, [weights[:2]], "fast")
+
+
+def test_the_fast_path_says_what_it_cannot_run():
+    def bank(*args, **options):
+        return MLPExperts(3, *args, **{"activate_last": False} | options)
+
+    refused = {
+        "dropout": bank((D, H, F), dropout=0.5),
+        "two layers": bank((D, F)),
+        "activate_last": bank((D, H, F), activate_last=True),
+        "ConvExperts": ConvExperts(3, 1, 12, channels=(2, 2), kernel=3, dense=(4,)),
+    }
+    for reason, one in refused.items():
+        assert reason in why_not_fast(one, 1)
+        with pytest.raises(ValueError, match=f"{reason}.*'reference'"):
+            run_experts(one, torch.randn(2, D), [torch.ones(2, 3)], "fast")
+    assert why_not_fast(refused["dropout"].eval(), 1) is None
+    assert "one task" in why_not_fast(bank((D, H, F)), 2)
+    with pytest.raises(ValueError, match="one task"):
+        MultiGateMoE([CometGate(D, 3, 2)] * 2, bank((D, H, F)), "fast")(torch.randn(2, D))
+
+
+def test_arguments_that_do_not_fit_are_refused():
+    bank, x = make_bank(4, dtype=torch.float32), torch.randn(5, D)
+    pairs = torch.zeros(5, 2, dtype=torch.int64), torch.ones(5, 2)
+    with pytest.raises(ValueError, match="did you mean 'gelu'"):
+        grouped_mlp(x, pairs, *layer(bank)[:4], "gleu")
+    with pytest.raises(ValueError, match=r"x \(T, D\)"):
+        grouped_mlp(x[:, 1:], pairs, *layer(bank))
+    with pytest.raises(ValueError, match="weights must have shape"):
+        grouped_mlp(x, torch.ones(5, 3), *layer(bank))
+    with pytest.raises(ValueError, match="experts and values"):
+        grouped_mlp(x, (pairs[0], torch.ones(5, 1)), *layer(bank))
+
+
+def test_grouped_products_are_asked_only_for_what_they_take():
+    assert groupable(torch.bfloat16, 4, 8, 16) and groupable(torch.float32, 4, 4)
+    assert not groupable(torch.bfloat16, 4, 8, 12)  # 24 bytes
+    assert not groupable(torch.float64, 4, 8) and not groupable(torch.bfloat16, 1024, 8)
+
+
+@pytest.mark.skipif(kernels.INTERPRETED, reason="the interpreter cannot be traced")
+def test_it_compiles_without_graph_breaks():
+    bank, (experts, values, spread) = make_bank(4, dtype=torch.bfloat16), fixed(12, 4, 2, torch.float32)
+    x, weights = torch.randn(12, D).bfloat16().requires_grad_(), spread(values.detach() + 0.1)
+    compiled = torch.compile(grouped_mlp, backend="aot_eager", fullgraph=True, dynamic=False)
+    leaves = [x, values, *bank.parameters()]
+    y, expected = (f(x, (experts, values), *layer(bank)) for f in (compiled, grouped_mlp))
+    same([y, *gradients(y, leaves)], [expected, *gradients(expected, leaves)], 1e-2)
+    routed = torch.compile(lambda w: first_pairs(w, 2), backend="aot_eager", fullgraph=True, dynamic=False)
+    same(routed(weights), first_pairs(weights, 2), 0)
+
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+def on_cuda(n_experts=16, k=2, tokens=333, sizes=(128, 256, 128)):
+    bank = make_bank(n_experts, sizes, dtype=torch.bfloat16).cuda()
+    experts, values, spread = fixed(tokens, n_experts, k, torch.float32)
+    x = torch.randn(tokens, sizes[0]).bfloat16().cuda().requires_grad_()
+    return bank, x, experts.cuda(), values.detach().cuda().requires_grad_(), spread(values.detach()).cuda()
+
+
+@needs_cuda
+@pytest.mark.parametrize("options", [{}, {"recompute": True}, {"fused": ("forward", "backward")}], ids=str)
+def test_cuda_in_bfloat16_agrees_with_float64_on_the_cpu_and_repeats_its_bits(options):
+    bank, x, experts, values, _ = on_cuda()
+    leaves = [x, values, *bank.parameters()]
+    grad = torch.randn(333, 128, dtype=torch.float64)
+
+    def run(x, experts, values, bank):
+        y = grouped_mlp(x, (experts, values), *layer(bank), **options)
+        return [y, *torch.autograd.grad(y, [x, values, *bank.parameters()], grad.to(y))]
+
+    found, again = run(x, experts, values, bank), run(x, experts, values, bank)
+    exact = make_bank(16, (128, 256, 128))
+    exact.load_state_dict(bank.state_dict())
+    cpu = [leaf.detach().cpu().double().requires_grad_() for leaf in leaves[:2]]
+    for a, b, c in zip(found, again, run(cpu[0], experts.cpu(), cpu[1], exact), strict=True):
+        assert torch.equal(a, b)
+        assert (a.cpu().double() - c).norm() < 1e-2 * c.norm()
+
+
+@needs_cuda
+def test_a_fixed_number_of_experts_can_be_captured_in_a_cuda_graph():
+    bank, x, experts, values, weights = on_cuda()
+    leaves = [x, *bank.parameters()]
+
+    def step():
+        one = grouped_mlp(x, (experts, values), *layer(bank))
+        two = grouped_mlp(x, first_pairs(weights, 2), *layer(bank), fused=("forward", "backward"))
+        return [one, two, *torch.autograd.grad(one.sum() + 2 * two.sum(), leaves)]
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    with torch.no_grad():
+        x.normal_()
+        experts.copy_(torch.rand(333, 16).topk(2, dim=1).indices)  # other loads, same shapes
+    graph.replay()
+    same(captured, step(), 1e-2)

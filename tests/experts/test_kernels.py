@@ -1,0 +1,237 @@
+"""Kernels against their oracles, and the oracles against loops.
+
+The Triton half runs on CUDA, or in Triton's interpreter: TRITON_INTERPRET=1 pytest tests/experts/test_kernels.py.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moe_lab.experts import kernels
+from moe_lab.experts.kernels import Blocks
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+needs_triton = pytest.mark.skipif(
+    not kernels.usable(torch.empty(1, device=DEVICE)), reason="needs Triton and CUDA, or Triton and TRITON_INTERPRET=1"
+)
+DTYPES = {"float32": (torch.float32, 1e-5), "bfloat16": (torch.bfloat16, 2e-2)}  # bfloat16: two roundings of 2^-8
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    """So that small inputs need several blocks, with odd rests, and the interpreter few steps."""
+    if DEVICE == "cpu":
+        monkeypatch.setattr(kernels, "TILE", 4)
+        monkeypatch.setattr(kernels, "BLOCKS", {name: Blocks(2, 16, 1) for name in kernels.BLOCKS})
+
+
+def routed(tokens, n_experts, k, seed=0):
+    """Experts (N,) of distinct choices per token, and weights (N,)."""
+    generator = torch.Generator().manual_seed(seed)
+    experts = torch.rand(tokens, n_experts, generator=generator).topk(k, dim=1).indices
+    return experts.flatten().to(DEVICE), torch.rand(tokens * k, generator=generator).to(DEVICE)
+
+
+def close(found, expected, tolerance):
+    for a, b in zip(found, expected, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            assert a.shape == b.shape and a.dtype == b.dtype
+            torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+@given(experts=st.lists(st.integers(0, 6), max_size=40))
+def test_the_order_is_that_of_a_stable_sort_and_ends_count_the_experts(experts):
+    value = torch.arange(len(experts), dtype=torch.float32)
+    place, ends, by_expert = kernels.expert_order_oracle(torch.tensor(experts, dtype=torch.int64), value, 7)
+    expected = sorted(range(len(experts)), key=experts.__getitem__)
+    assert by_expert.int().tolist() == expected
+    assert place.tolist() == [expected.index(pair) for pair in range(len(experts))]
+    assert ends.tolist() == [sum(e <= expert for e in experts) for expert in range(7)]
+    assert place.dtype == ends.dtype == torch.int32
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_adding_rows_up_is_the_transpose_of_copying_them(k):
+    """<scatter(x), r> = <x, sum(r)>: each is the other's backward."""
+    place = torch.randperm(5 * k).int()
+    x, r = torch.randn(5, 4, dtype=torch.float64), torch.randn(5 * k, 4, dtype=torch.float64)
+    scattered = kernels.scatter_rows(x, place, k)
+    for pair, row in enumerate(place.tolist()):
+        assert torch.equal(scattered[row], x[pair // k])
+    torch.testing.assert_close((scattered * r).sum(), (x * kernels.sum_rows(r, place, k, 5)).sum())
+
+
+def test_a_token_without_pairs_sums_to_zero_and_lists_of_unequal_length_are_followed():
+    starts, place = torch.tensor([0, 2, 2, 3], dtype=torch.int32), torch.tensor([2, 0, 1], dtype=torch.int32)
+    rows = torch.tensor([[1.0], [10.0], [100.0]])
+    assert kernels.sum_rows_oracle(rows, place, starts, 3).flatten().tolist() == [101, 0, 10]
+    x = torch.tensor([[1.0], [2.0], [3.0]])
+    assert kernels.scatter_rows_oracle(x, place, starts).flatten().tolist() == [1, 3, 1]
+
+
+@pytest.mark.parametrize("activation", kernels.ACTIVATIONS)
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_the_gradients_of_the_activation_are_autograd_s(activation, has_bias):
+    experts, value = routed(6, 4, 2)
+    _, ends, g = kernels.expert_order(experts.cpu(), value.cpu().double(), 4)
+    h, bias = torch.randn(12, 5, dtype=torch.float64), torch.randn(4, 5, dtype=torch.float64) if has_bias else None
+    leaves = [t.requires_grad_() for t in (h, g, bias) if t is not None]
+    out = kernels.activate_oracle(h, bias, g, ends, activation)
+    grad = torch.randn_like(out)
+    expected = torch.autograd.grad(out, leaves, grad)
+    h, g, bias = (None if t is None else t.detach() for t in (h, g, bias))
+    *found, again = kernels.activate_backward_oracle(h, bias, g, ends, activation, grad, True)
+    for a, b in zip([f for f in found if f is not None], expected, strict=True):
+        torch.testing.assert_close(a, b)
+    torch.testing.assert_close(again, out.detach())
+
+
+@pytest.mark.parametrize("activation", kernels.ACTIVATIONS)
+def test_the_activation_by_hand(activation):
+    """Two experts, one row each: g act(h + b) with h + b = 0.5 and -1."""
+    h, bias = torch.tensor([[0.25], [-0.5]]), torch.tensor([[0.25], [-0.5]])
+    value, ends = torch.tensor([2.0, 10.0]), torch.tensor([1, 2], dtype=torch.int32)
+    a, b = {"relu": (0.5, 0.0), "gelu": (0.345731, -0.158655), "tanh": (0.462117, -0.761594)}[activation]
+    out = kernels.activate_oracle(h, bias, value, ends, activation)
+    torch.testing.assert_close(out, torch.tensor([[2 * a], [10 * b]]), rtol=1e-5, atol=1e-5)
+
+
+def test_triton_is_not_asked_for_what_it_cannot_do():
+    assert not kernels.usable(torch.empty(1, device=DEVICE, dtype=torch.float64))
+    if not kernels.INTERPRETED:
+        assert not kernels.usable(torch.empty(1))
+
+
+@needs_triton
+@pytest.mark.parametrize(("tokens", "n_experts", "k"), [(1, 1, 1), (7, 3, 2), (130, 5, 5), (301, 17, 1)])
+def test_triton_sorts_like_torch(tokens, n_experts, k):
+    experts, value = routed(tokens, n_experts, k)
+    close(kernels.expert_order(experts, value, n_experts), kernels.expert_order_oracle(experts, value, n_experts), 0)
+
+
+@needs_triton
+def test_triton_sorts_when_one_expert_gets_all():
+    experts, value = torch.full((300,), 2, device=DEVICE), torch.rand(300, device=DEVICE)
+    place, ends, by_expert = kernels.expert_order(experts, value, 4)
+    assert place.tolist() == list(range(300)) and ends.tolist() == [0, 0, 300, 300]
+    assert torch.equal(by_expert, value)
+
+
+@needs_triton
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("tokens", "k", "width"), [(1, 1, 1), (5, 2, 33), (3, 17, 8)])
+def test_triton_moves_rows_like_torch(tokens, k, width, dtype):
+    dtype, tolerance = DTYPES[dtype]
+    experts, value = routed(tokens, 20, k)
+    place, _, _ = kernels.expert_order(experts, value, 20)
+    x = torch.randn(tokens, width, device=DEVICE).to(dtype)
+    rows = kernels.scatter_rows_oracle(x, place, k)
+    starts = torch.arange(tokens + 1, device=DEVICE, dtype=torch.int32) * k
+    for slots in (k, starts):
+        assert torch.equal(kernels.scatter_rows(x, place, slots), rows)
+        expected = kernels.sum_rows_oracle(rows, place, slots, tokens)
+        close([kernels.sum_rows(rows, place, slots, tokens)], [expected], tolerance)
+
+
+@needs_triton
+def test_triton_follows_lists_of_unequal_length():
+    counts = torch.tensor([3, 0, 1, 0, 5, 1, 0])
+    starts = torch.nn.functional.pad(counts.cumsum(0), (1, 0)).int().to(DEVICE)
+    place = torch.randperm(10).int().to(DEVICE)
+    x, rows = torch.randn(7, 19, device=DEVICE), torch.randn(10, 19, device=DEVICE)
+    assert torch.equal(kernels.scatter_rows(x, place, starts), kernels.scatter_rows_oracle(x, place, starts))
+    summed = kernels.sum_rows(rows, place, starts, 7)
+    close([summed], [kernels.sum_rows_oracle(rows, place, starts, 7)], 1e-5)
+    assert torch.equal(summed[counts == 0], torch.zeros(3, 19, device=DEVICE))
+
+
+@needs_triton
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("has_bias", [True, False])
+@pytest.mark.parametrize("activation", kernels.ACTIVATIONS)
+def test_triton_activates_like_torch_forward_and_backward(activation, has_bias, dtype):
+    """Experts 0 and 3 of five have no rows, expert 2 more than two tiles and a rest."""
+    dtype, tolerance = DTYPES[dtype]
+    ends = torch.tensor([0, 1, 10, 10, 13], dtype=torch.int32, device=DEVICE)
+    h, grad = (torch.randn(13, 21, device=DEVICE).mul(2).to(dtype) for _ in range(2))
+    bias = torch.randn(5, 21, device=DEVICE).to(dtype) if has_bias else None
+    value = torch.rand(13, device=DEVICE)
+    value[4] = 0
+    arguments = (h, bias, value, ends, activation)
+    close([kernels.activate(*arguments)], [kernels.activate_oracle(*arguments)], tolerance)
+    for again in (False, True):
+        expected = kernels.activate_backward_oracle(*arguments, grad, again)
+        close(kernels.activate_backward(*arguments, grad.clone(), again), expected, 5 * tolerance)
+
+
+@needs_triton
+def test_triton_s_gelu_is_the_exact_one_to_float32_precision(monkeypatch):
+    """The kernel's polynomial against float64, value and slope, in both tails."""
+    monkeypatch.setattr(kernels, "TILE", 128)
+    monkeypatch.setattr(kernels, "BLOCKS", dict.fromkeys(kernels.BLOCKS, Blocks(128, 1, 4)))
+    z = torch.linspace(-12, 12, 601, device=DEVICE)[:, None]
+    one, ends = torch.ones(601, device=DEVICE), torch.tensor([601], dtype=torch.int32, device=DEVICE)
+    exact = z.double().requires_grad_()
+    expected = torch.nn.functional.gelu(exact)
+    (slope,) = torch.autograd.grad(expected.sum(), exact)
+    found = kernels.activate(z, None, one, ends, "gelu")
+    assert (found - expected).abs().max() < 2e-6
+    dh, dg, _, _ = kernels.activate_backward(z, None, one, ends, "gelu", torch.ones_like(z), False)
+    assert (dh - slope).abs().max() < 2e-6
+    assert (dg - expected[:, 0]).abs().max() < 2e-6
+
+
+@needs_triton
+def test_triton_keeps_nan():
+    h = torch.tensor([[torch.nan], [1.0]], device=DEVICE)
+    one, ends = torch.ones(2, device=DEVICE), torch.tensor([2], dtype=torch.int32, device=DEVICE)
+    for activation in kernels.ACTIVATIONS:
+        assert kernels.activate(h, None, one, ends, activation).isnan().flatten().tolist() == [True, False]
+
+
+@needs_triton
+@pytest.mark.parametrize("has_bias", [True, False])
+@pytest.mark.parametrize("activation", kernels.ACTIVATIONS)
+def test_the_product_that_ends_in_the_activation_s_backward_equals_the_two_steps(monkeypatch, activation, has_bias):
+    """Odd rests in rows, columns and depth; experts 0 and 3 have no rows."""
+    if DEVICE == "cpu":
+        tile = kernels.Product(4, 16, 1, depth=16, stages=1, registers=None)
+        monkeypatch.setattr(kernels, "PRODUCTS", dict.fromkeys(kernels.PRODUCTS, tile))
+    half = torch.bfloat16 if DEVICE == "cuda" else torch.float16  # the interpreter cannot multiply bfloat16
+    ends = torch.tensor([0, 1, 10, 10, 13], dtype=torch.int32, device=DEVICE)
+    h, grad_rows, w2 = (torch.randn(size, device=DEVICE).to(half) for size in ((13, 40), (13, 24), (5, 40, 24)))
+    bias = torch.randn(5, 40, device=DEVICE).to(half) if has_bias else None
+    value = torch.rand(13, device=DEVICE)
+    assert kernels.fusable(h, 40, 24) and not kernels.fusable(h, 40, 20) and not kernels.fusable(h.float(), 40, 24)
+    grad = torch.cat([rows @ w.T for rows, w in zip(grad_rows.float().split([0, 1, 9, 0, 3]), w2.float(), strict=True)])
+    expected = kernels.activate_backward_oracle(h.float(), bias, value, ends, activation, grad, False)[:3]
+    found = kernels.hidden_gradient(grad_rows, w2, h, bias, value, ends, activation)
+    assert found[0].dtype == half and found[1].dtype == torch.float32
+    for a, b in zip(found, expected, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            assert (a.float() - b).norm() < 5e-3 * b.norm()
+
+
+@needs_triton
+@pytest.mark.parametrize("has_bias", [True, False])
+@pytest.mark.parametrize("activation", kernels.ACTIVATIONS)
+def test_the_product_that_ends_in_the_activation_equals_the_two_steps(monkeypatch, activation, has_bias):
+    if DEVICE == "cpu":
+        tile = kernels.Product(4, 16, 1, depth=16, stages=1, registers=None)
+        monkeypatch.setattr(kernels, "PRODUCTS", dict.fromkeys(kernels.PRODUCTS, tile))
+    half, inner = (torch.bfloat16, 64) if DEVICE == "cuda" else (torch.float16, 32)
+    ends = torch.tensor([0, 1, 10, 10, 13], dtype=torch.int32, device=DEVICE)
+    rows, w1 = torch.randn(13, inner, device=DEVICE).to(half), torch.randn(5, inner, 40, device=DEVICE).to(half)
+    bias = torch.randn(5, 40, device=DEVICE).to(half) if has_bias else None
+    value = torch.rand(13, device=DEVICE)
+    h, a = kernels.hidden(rows, w1, bias, value, ends, activation)
+    products = [part @ w for part, w in zip(rows.float().split([0, 1, 9, 0, 3]), w1.float(), strict=True)]
+    exact = torch.cat(products)
+    assert (h.float() - exact).norm() < 5e-3 * exact.norm()
+    expected = kernels.activate_oracle(h, bias, value, ends, activation)
+    assert (a.float() - expected.float()).norm() < 5e-3 * expected.float().norm()
