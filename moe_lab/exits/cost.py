@@ -7,7 +7,7 @@ a multiply-add); norms and activations are not. A gate costs 9 K + 6 by hand (K 
 K + 1, entropy 2 K, entropy of squares 5 K, the linear layer 5.
 
 The authors' counter charges a linear layer for the *batch*, not for its tokens, and attention products not at all:
-`one_token_costs` is that axis, to read their figures by.
+`one_token_costs` is that mistake by itself.
 """
 
 from __future__ import annotations
@@ -59,16 +59,17 @@ def exit_costs(
     if len(blocks) != len(heads):
         raise ValueError(f"{len(blocks)} blocks need as many heads, got {len(heads)}")
     total, costs = 0, []
-    if stem is not None:
-        total += multiply_adds(stem, x)
-        x = stem(x)
-    for index, (block, head) in enumerate(zip(blocks, heads, strict=True)):
-        total += multiply_adds(block, x)
-        x = block(x)
-        total += multiply_adds(head, x)
-        if index < len(blocks) - 1:
-            total += gate_multiply_adds(n_classes)
-        costs.append(total)
+    with evaluating(nn.ModuleList([*blocks, *heads, *([] if stem is None else [stem])])):
+        if stem is not None:
+            total += multiply_adds(stem, x)
+            x = stem(x)
+        for index, (block, head) in enumerate(zip(blocks, heads, strict=True)):
+            total += multiply_adds(block, x)
+            x = block(x)
+            total += multiply_adds(head, x)
+            if index < len(blocks) - 1:
+                total += gate_multiply_adds(n_classes)
+            costs.append(total)
     return torch.tensor(costs, dtype=torch.float64)
 
 
@@ -78,7 +79,9 @@ def one_token_costs(
 ) -> Tensor:
     """(L,) float64: what is left of the costs if a linear layer is charged once per sample and nothing else is.
 
-    The core of the authors' counter (which adds norms and activations of all tokens). For token models only.
+    The authors' counter adds 5/2 per element of a norm and 4 per element of a GELU, of *all* tokens, and for
+    T2T-ViT-7 these dominate: its first exit costs .21 of the whole here, .41 in their files, .36 in truth. Only for
+    token models.
     """
 
     def linear(module: nn.Module) -> int:

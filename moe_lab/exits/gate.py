@@ -51,4 +51,4 @@ class ExitGates(nn.Module):
 
     def one(self, index: int, features: Tensor) -> Tensor:
         """Gate ``index`` alone, without runs: features (N, 4) -> logits (N,)."""
-        return features @ self.weight[index] + self.bias[index]
+        return (features * self.weight[index]).sum(-1) + self.bias[index]  # no product: autocast would round it

@@ -82,7 +82,8 @@ def linear_heads(
             pooling = _pooling(h, index, token)
             width = h.shape[1] if h.ndim != 3 else h.shape[2]
             linear = skip_init(nn.Linear, width, n_classes, device=h.device, dtype=h.dtype)
-            linear.weight.uniform_(-(width**-0.5), width**-0.5, generator=generator)
+            start = torch.empty(linear.weight.shape, device="cpu" if generator is None else generator.device)
+            linear.weight.copy_(start.uniform_(-(width**-0.5), width**-0.5, generator=generator))
             linear.bias.zero_()
             heads.append(nn.Sequential(*pooling, linear))
     return heads

@@ -107,6 +107,8 @@ class JointExits(ExitTraining):
         if self.warmup is not None and self.phase == "warmup":
             done = self.warmup.done  # momentum would carry them on
             self.weight[:, done], self.bias[:, done] = self.warmup.weight[done], self.warmup.bias[done]
+            if int(self.step) >= self.phases.warmup + self.phases.gate_steps // 2:
+                self._end_warmup()  # nobody evaluates: gates must have their turn
 
     def logits(self, features: Tensor, last: Tensor) -> Tensor:
         """features (B, L, D), last (B, K): logits of the frozen last head -> (R, B, L, K)."""
@@ -146,16 +148,20 @@ class JointExits(ExitTraining):
     def watch_warmup(self, accuracy: Tensor) -> None:
         """One evaluation of a dynamic warm-up: validation accuracy (G,) of the modules. Nothing happens without one.
 
-        Only an evaluation ends the warm-up: at the latest the first one after its planned length.
+        An evaluation ends the warm-up, at the latest the first one after its planned length; without one it ends half a
+        gate phase later.
         """
         if self.warmup is None or int(self.warmup.ended_at) >= 0:
             return
         self.warmup.watch(accuracy, self.weight[0], self.bias[0])
         if bool(self.warmup.done.all()) or int(self.step) >= self.phases.warmup:
-            self.warmup.ended_at.fill_(int(self.step))
-        if int(self.warmup.ended_at) >= 0:
-            self.weight.copy_(self.warmup.weight.expand_as(self.weight))
-            self.bias.copy_(self.warmup.bias.expand_as(self.bias))
+            self._end_warmup()
+
+    def _end_warmup(self) -> None:
+        """Modules that were ever evaluated get their best weights."""
+        self.warmup.ended_at.fill_(int(self.step))
+        seen = self.warmup.best >= 0
+        self.weight[:, seen], self.bias[:, seen] = self.warmup.weight[seen], self.warmup.bias[seen]
 
     @property
     def gates_ready(self) -> bool:

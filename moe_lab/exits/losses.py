@@ -13,7 +13,8 @@ targets are), or with l* = l ("per_layer", as the authors' code, which pushes la
 Inference modules, given the gates: P_l is the probability of leaving at l, l <= G (the last head is frozen).
 
     "released"   r = sum_l E_l / sum_l P_l E_l;  mean of P_l E_l r / G.  As released, r carries a gradient, so that
-                 sum_l P_l E_l r = sum_l E_l: *exactly* plain cross entropy, and the gates have no influence
+                 sum_l P_l E_l r = sum_l E_l: plain cross entropy, and the gates have no influence (but for samples
+                 whose sum of P_l E_l is below the guard of 1e-12, which count less)
     "detached"   the same with r as a constant
     "expected"   mean over samples of sum_l P_l E_l: the objective as written
     "single"     mean over samples of E at the exit taken (0 for those that leave at L)
@@ -68,9 +69,10 @@ def best_exits(losses: Tensor, costs: Tensor, price: float | Tensor) -> Tensor:
     Returns:
         (...) int64; the earliest of equals.
     """
-    price = torch.as_tensor(price, dtype=losses.dtype, device=losses.device)
-    if bool((price < 0).any()):
+    price = torch.as_tensor(price)
+    if price.device.type == "cpu" and bool((price < 0).any()):  # elsewhere a look at the value would wait for it
         raise ValueError(f"lambda must not be negative, got {price.min().item()}: exits would be paid for being late")
+    price = price.to(losses)
     return (losses + price.unsqueeze(-1) * costs).argmin(-1)
 
 

@@ -109,7 +109,10 @@ class MultiExitNetwork(nn.Module):
             raise ValueError(f"a network with exits has at least 2 blocks, got {len(blocks)}")
         if len(heads) != len(blocks):
             raise ValueError(f"{len(blocks)} blocks need as many heads (inference modules), got {len(heads)}")
-        gates = ExitGates(len(blocks) - 1) if gates is None else gates
+        if gates is None:
+            gates = ExitGates(len(blocks) - 1)
+            parameter = next((p for block in blocks for p in block.parameters()), None)
+            gates = gates if parameter is None else gates.to(parameter.device)
         if gates.n_gates != len(blocks) - 1 or gates.runs is not None:
             raise ValueError(f"{len(blocks)} blocks need {len(blocks) - 1} gates (none after the last), of one run")
         self.stem = nn.Identity() if stem is None else stem

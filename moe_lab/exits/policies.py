@@ -85,9 +85,9 @@ def geometric_thresholds(confidences: Tensor, rho: float, *, to_last: bool = Tru
     """
     n, n_exits = confidences.shape
     shares = geometric_shares(rho, n_exits if to_last else n_exits - 1).tolist()
-    thresholds = torch.full((n_exits,), torch.inf, dtype=confidences.dtype)
+    thresholds = confidences.new_full((n_exits,), torch.inf)
     thresholds[-1] = -torch.inf
-    inside = torch.ones(n, dtype=torch.bool)
+    inside = torch.ones(n, dtype=torch.bool, device=confidences.device)
     for level, share in enumerate(shares[: n_exits - 1]):
         wanted = int(n * share + 1e-9)
         here = confidences[inside, level]
@@ -167,7 +167,7 @@ def target_accuracy_thresholds(confidences: Tensor, right: Tensor, target: float
 
 def shared_threshold_exits(confidences: Tensor, threshold: float) -> Tensor:
     """(N,) exits with one threshold everywhere; confidences (N, L)."""
-    return apply_thresholds(confidences, torch.full((confidences.shape[1],), float(threshold)))
+    return apply_thresholds(confidences, confidences.new_full((confidences.shape[1],), float(threshold)))
 
 
 def cheapest_exits(losses: Tensor, costs: Tensor, price: float) -> Tensor:

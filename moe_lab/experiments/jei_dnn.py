@@ -11,7 +11,8 @@
 
 Where we differ: `exits.cost` counts all tokens; methods without gates are scored on the same test images; the last gate
 phase fits the gates to the final modules; of the epochs the one with the least validation loss + price x cost is taken
-(the authors look at accuracy, which ignores the cost).
+(the authors look at accuracy, which ignores the cost). The body trains with AdamW, all of it at one rate, also where it
+starts from ImageNet weights (the authors: SGD, blocks at a hundredth of the head's rate).
 """
 
 from __future__ import annotations

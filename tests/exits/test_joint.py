@@ -217,3 +217,32 @@ def test_a_dynamic_warmup_is_never_longer_than_planned():
     assert model.phase == "gates" and int(model.warmup.ended_at) == 60 and model.weight.eq(6).all()
     with pytest.raises(ValueError, match="at least 1 evaluation"):
         joint(warmup_patience=0)
+
+
+def test_each_exit_model_reads_the_same_gates_in_its_own_way():
+    data, left = planted(40), {}
+    for name in ("direct", "cumulative", "stick_breaking"):
+        model = joint(prices=(0.1,), model=name)
+        with torch.no_grad():
+            model.gates.weight.zero_()
+            model.gates.bias.copy_(torch.tensor([[0.2, 0.3, 0.4]]).logit())  # direct: 2 x 0.4 + 0.5 >= 1 at the third
+        left[name] = model.decide(data["features"], data["last"])[1].unique().tolist()
+    assert left == {"direct": [2], "cumulative": [3], "stick_breaking": [3]}
+
+
+def test_the_gates_loss_weighs_positive_targets():
+    model, data = joint(prices=(100.0,)), planted(60)  # everybody's best exit is the first: all targets are positive
+    model.step.fill_(60)
+    plain = model.terms(data)["gates"]
+    model.positive.fill_(3.0)
+    torch.testing.assert_close(model.terms(data)["gates"], 3 * plain)
+
+
+def test_a_dynamic_warmup_that_nobody_evaluates_leaves_gates_their_turn():
+    phases = Phases(warmup=60, gate_steps=20, module_steps=20, final_gate_steps=10, steps=90)
+    model = joint(phases=phases, warmup_patience=2)
+    before = model.weight.detach().clone()
+    for _ in range(75):
+        model.advance()
+    assert model.phase == "gates" and int(model.warmup.ended_at) == 70
+    assert torch.equal(model.weight, before)  # never evaluated: nothing to go back to

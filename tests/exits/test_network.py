@@ -391,3 +391,20 @@ def test_an_input_on_another_device_is_refused():
     for ask in answers_of(small()):
         with pytest.raises(ValueError, match="the input is on meta and the network on cpu"):
             ask(torch.ones(2, 4, device="meta"))
+
+
+def test_counting_costs_changes_nothing():
+    from moe_lab.exits import exit_costs
+
+    blocks = [torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4)) for _ in range(2)]
+    heads = [torch.nn.Linear(4, 3) for _ in blocks]
+    exit_costs(blocks, heads, torch.randn(1, 4), 3)  # in training mode one image would be an error, or move statistics
+    assert all(block.training and block[1].num_batches_tracked == 0 for block in blocks)
+
+
+def test_one_gate_is_as_exact_as_all_of_them_under_autocast():
+    gates, features = ExitGates(2), torch.rand(5, 2, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        one = torch.stack([gates.one(index, features[:, index]) for index in range(2)], 1)
+        assert one.dtype == torch.float32
+        torch.testing.assert_close(one, gates(features))

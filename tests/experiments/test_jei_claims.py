@@ -38,9 +38,16 @@ def test_a_gain_is_judged_over_seeds(tmp_path):
         and table["does it hold?"].iloc[0] == "yes, in sign"
     )
     assert table["on what"].iloc[0] == "planted, vit, 3 seeds" == on_what(runs)
-    assert len(table) == 2  # no boosted, weighted or oracle points: no row
+    assert len(table) == 3  # geometric, with and without the price 0, and shared; no points, no row
     one = accuracy_claims(runs[:1])
     assert one["does it hold?"].iloc[0] == "inconclusive (1 seed)"
+
+
+def test_the_price_0_can_be_left_out(tmp_path):
+    run = result(tmp_path)
+    run.curves["points"].append({**point("jei_dnn", 0.6, 0.4 + 0.3 - 0.1), "setting": 0.0})
+    assert difference([run], "geometric", "accuracy").mean == pytest.approx((0.02 + 0.02 - 0.1) / 3)
+    assert difference([run], "geometric", "accuracy", priced_only=True).mean == pytest.approx(0.02)
 
 
 def test_the_published_ece_comparison_shows_its_artefact(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from moe_lab.exits import ExitGates, MultiExitNetwork
-from moe_lab.experiments import jei_backbone, jei_dnn
+from moe_lab.experiments import jei_backbone, jei_baselines, jei_dnn, jei_score
 from moe_lab.experiments.jei_backbone import (
     Augment,
     build_backbone,
@@ -144,6 +144,31 @@ def test_cached_features_are_what_a_network_with_exits_computes():
     torch.testing.assert_close(cached["last"], logits[:, 2], atol=1e-5, rtol=1e-4)
     early, masked = network.predict(data.test["image"]), network.predict_masked(data.test["image"])
     assert (early.exits != masked.exits).sum() <= 1  # near-ties may fall either way
+
+
+def test_each_part_of_the_validation_images_serves_one_purpose(tmp_path, monkeypatch):
+    config = tiny(prices=(0.1,), rhos=(1.0,), alphas=(0.1,))
+    seen: dict[str, list[torch.Tensor]] = {"thresholds": [], "calibration": [], "temperature": []}
+
+    def spy(module, name, purpose, pick):
+        original = getattr(module, name)
+
+        def spied(*arguments, **options):
+            seen[purpose].append(pick(*arguments))
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(module, name, spied)
+
+    spy(jei_baselines, "geometric_thresholds", "thresholds", lambda sure, rho: sure)
+    spy(jei_score, "exit_quantiles", "calibration", lambda p, labels, exits, alpha: labels)
+    spy(jei_dnn, "exit_temperatures", "temperature", lambda logits, labels: labels)
+    run(config, root=tmp_path, progress=False)
+    valid = load_images(config).valid
+    labels = {name: valid["label"][valid["part"] == index] for name, index in jei_dnn.PARTS.items()}
+    sizes = {name: len(values) for name, values in labels.items()}
+    assert all(len(sure) == sizes["thresholds"] for sure in seen["thresholds"])
+    for purpose in ("calibration", "temperature"):
+        assert seen[purpose] and all(torch.equal(found, labels["calibration"]) for found in seen[purpose])
 
 
 @pytest.mark.parametrize("body", ["cnn", "t2t_7"])
