@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from moe_lab.exits import ExitGates, MultiExitNetwork
+from moe_lab.exits.joint import JointExits
 from moe_lab.experiments import jei_backbone, jei_baselines, jei_dnn, jei_score
 from moe_lab.experiments.jei_backbone import (
     Augment,
@@ -169,6 +170,23 @@ def test_each_part_of_the_validation_images_serves_one_purpose(tmp_path, monkeyp
     assert all(len(sure) == sizes["thresholds"] for sure in seen["thresholds"])
     for purpose in ("calibration", "temperature"):
         assert seen[purpose] and all(torch.equal(found, labels["calibration"]) for found in seen[purpose])
+
+
+def test_models_are_chosen_by_loss_and_cost_and_weights_come_from_the_first_part(tmp_path, monkeypatch):
+    kept, weighed = [], []
+    keep_best, weights_from = JointExits.keep_best, JointExits.weights_from
+    monkeypatch.setattr(
+        JointExits, "keep_best", lambda self, values, **o: kept.append(values) or keep_best(self, values, **o)
+    )
+    monkeypatch.setattr(
+        JointExits, "weights_from", lambda self, *known: weighed.append(known[2]) or weights_from(self, *known)
+    )
+    config = tiny(prices=(0.0, 1000.0), rhos=(1.0,), alphas=(0.1,))
+    run(config, root=tmp_path, progress=False)
+    of_prices = [values for values in kept if len(values) == 2]  # the other training has one run
+    assert of_prices and all(values[1] > 1000 * 0.3 > values[0] for values in of_prices)  # the first exit costs over .3
+    valid = load_images(config).valid
+    assert weighed and all(torch.equal(labels, valid["label"][valid["part"] == 0]) for labels in weighed)
 
 
 @pytest.mark.parametrize("body", ["cnn", "t2t_7"])
