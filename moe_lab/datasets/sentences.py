@@ -8,15 +8,13 @@ published), and a part of train is held out for validation.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from moe_lab.datasets.base import Dataset
-from moe_lab.datasets.cache import archive_member, stand_ins
+from moe_lab.datasets.glue_files import read_pair
 from moe_lab.datasets.planted_text import DOMAINS, spoil, write_sentence
 from moe_lab.datasets.splits import generators, stratified_split
 from moe_lab.datasets.tokens import END, PAD, START, Tokenizer, train_tokenizer
@@ -78,16 +76,6 @@ def write_alphabet() -> str:
     return "abcdefghijklmnopqrstuvwxyz0123456789()[]{}+=|. "
 
 
-def _read(path: Path) -> tuple[list[str], np.ndarray]:
-    """A GLUE table: ``sentence`` (or ``content``) and ``label``, whatever their order."""
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
-    if not rows or "label" not in rows[0]:
-        raise ValueError(f"{path}: expected a tab-separated table with columns label and sentence")
-    text = "sentence" if "sentence" in rows[0] else "content"
-    return [row[text].strip() for row in rows], np.array([int(row["label"]) for row in rows])
-
-
 def sst2(
     seed: int = 0, *, length: int = 48, n_tokens: int = 8192, n_valid: int = 2000, n_train: int | None = None
 ) -> Dataset:
@@ -100,9 +88,7 @@ def sst2(
         n_valid: rows of the official train set held out.
         n_train: use only so many of the rest.
     """
-    here = stand_ins("sst2")
-    train, dev = here or [archive_member("sst2", "SST-2.zip", f"SST-2/{name}.tsv") for name in ("train", "dev")]
-    (texts, labels), (test_texts, test_labels) = _read(train), _read(dev)
+    (texts, _, labels), (test_texts, _, test_labels) = read_pair("sst2")
     (rng,) = generators(seed, 1)
     fit_rows, valid_rows, _ = stratified_split(labels, n_valid, 0, rng)
     fit_rows = rng.permutation(fit_rows)[:n_train]

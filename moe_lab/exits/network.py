@@ -15,7 +15,6 @@ Times: ``python -m moe_lab.bench cpu --tables exits``.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -48,26 +47,6 @@ class Prediction:
     def labels(self) -> Tensor:
         """(N,) int64, the most probable class."""
         return self.probabilities.argmax(-1)
-
-
-def _without_training(module: nn.Module) -> AbstractContextManager[None]:
-    """`evaluating`; only `torch.no_grad` where no mode has to change.
-
-    To note, set and restore the modes of a vision transformer of six blocks (98 modules) takes 0.42 ms, nearly half of
-    its forward pass on one image of 16 x 16; to look at them takes 0.016 ms.
-    """
-    return torch.no_grad() if _in_eval_mode(module) else evaluating(module)
-
-
-def _in_eval_mode(module: nn.Module) -> bool:
-    inside: list[nn.Module | None] = [module]
-    while inside:
-        part = inside.pop()
-        if part is not None:
-            if part.training:
-                return False
-            inside.extend(part._modules.values())  # `modules()` takes four times as long
-    return True
 
 
 class MultiExitNetwork(nn.Module):
@@ -155,7 +134,7 @@ class MultiExitNetwork(nn.Module):
 
     def predict_masked(self, x: Tensor) -> Prediction:
         """The oracle: everything runs, then it is decided. Same answers as `predict`, no time saved."""
-        with _without_training(self):
+        with evaluating(self):
             logits, gate_logits = self.forward(x)
         exits = exits_taken(gate_logits.sigmoid(), self.model)
         chosen = logits.gather(1, exits[:, None, None].expand(-1, 1, logits.shape[-1])).squeeze(1)
@@ -170,13 +149,13 @@ class MultiExitNetwork(nn.Module):
             x: (N, ...), N may be 0.
             compact_from: rows are taken out only when at least this share of a batch's rows has left: moving the others
                 costs something too. Rows that have left and are still carried along do not change their answer.
-                Anything up to 0.05 is equally fast on a CPU; 0.1 loses 3 % where 6 % leave at each exit, 0.2 loses 6 %,
-                and carrying everybody to the end 17 % (256 images, 17 tokens, width 48, 6 blocks, one core).
+                Small shares are best where a block costs more than moving its rows; with 1 all are carried to the end:
+                a batch is then as slow as its slowest member.
 
         Returns:
             See `Prediction`. Eval mode is used; each module then has its own mode again. The tensors carry no gradient,
             but are ordinary ones that a loss may use as constants. ``with torch.inference_mode():`` around the call
-            saves another tenth for one sample; here it would be a trap for modules that cache tensors.
+            works too; here it would be a trap for modules that cache tensors.
 
         Raises:
             ValueError: as `forward`; answers or confidences that are NaN (a sample without a confidence never leaves).
@@ -184,7 +163,7 @@ class MultiExitNetwork(nn.Module):
         check_device(x, self)
         if not 0 <= compact_from <= 1:
             raise ValueError(f"compact_from is a share, in [0, 1]; got {compact_from}")
-        with _without_training(self):
+        with evaluating(self):
             return self._predict_one(x) if len(x) == 1 else self._predict(x, compact_from)
 
     def _predict(self, x: Tensor, compact_from: float) -> Prediction:
@@ -230,11 +209,7 @@ class MultiExitNetwork(nn.Module):
         return Prediction(probabilities, exits, self._cost(exits), tuple(rows_run))
 
     def _predict_one(self, x: Tensor) -> Prediction:
-        """`_predict` of one sample: nothing to index, and the rule on Python's numbers.
-
-        A tenth faster than `_predict` (six blocks of width 48, 17 tokens, one core), which takes longer than the full
-        network if the sample does not leave.
-        """
+        """`_predict` of one sample: nothing to index, and the rule on Python's numbers."""
         last = len(self.blocks) - 1
         h, rows_run, given_away = self.stem(x), [0] * (last + 1), 0.0
         for layer, (block, head) in enumerate(zip(self.blocks, self.heads, strict=True)):

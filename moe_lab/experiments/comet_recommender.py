@@ -41,7 +41,7 @@ from moe_lab.train import FitConfig, History, evaluating, fit
 
 EXPERIMENT = "comet_recommender"
 _EVALUATION_ROWS = 4096  # per forward pass; results are exact means, so the number is only a matter of memory
-_COLUMNS = ("user", "item", "watched", "rating", "has_rating")
+COLUMNS = ("user", "item", "watched", "rating", "has_rating")
 
 
 def run(
@@ -170,7 +170,7 @@ def _searches(config: RecommenderConfig) -> bool:
     return config.gate.endswith("+")
 
 
-def _permutation_health(permutation: Permutation) -> dict[str, Any]:
+def permutation_health(permutation: Permutation) -> dict[str, Any]:
     """Where the search stands: row error of the soft matrix, its distance to the permutation, and that permutation."""
     assignment = permutation.assignment()
     hard = bool(permutation.hardened)
@@ -213,7 +213,7 @@ def _train_and_test(config: RecommenderConfig, progress: bool, result: Result) -
     device = pick_device(config.device)
     data = load_data(config)
     train = Batches(
-        {name: data.train[name] for name in _COLUMNS},
+        {name: data.train[name] for name in COLUMNS},
         config.batch_size,
         shuffle=True,
         seed=config.seed,
@@ -230,19 +230,25 @@ def _train_and_test(config: RecommenderConfig, progress: bool, result: Result) -
         for task, summary in routing.items():
             result.log("routing", epoch=epoch, task=task, **rounded(summary))
         if permutation is not None:
-            result.log("permutation", epoch=epoch, **_permutation_health(permutation))
+            result.log("permutation", epoch=epoch, **permutation_health(permutation))
         return {f"valid_{name}": value for name, value in task_metrics(config, logit, rating, data.valid).items()}
 
     if "routing" not in result.curves:
         with evaluating(model):
             evaluate(model)  # epoch 0: how the gate routes before it has learned anything
     history = train_recommender(config, model, train, evaluate, result, progress)
-    seconds = [row["seconds"] for row in history.rows]
+    return run_metrics(config, model, history, data, device)
+
+
+def run_metrics(
+    config: RecommenderConfig, model: TwoTaskRecommender, history: History, data: datasets.Dataset, device: torch.device
+) -> dict[str, Any]:
+    """All metrics of a run: how training went (``steps_per_second`` with evaluation), and `final_metrics`."""
     return {
         "best_epoch": history.best_epoch,
         "valid_loss": history.best_value,
         "epochs": len(history.rows),
-        "steps_per_second": history.steps / sum(seconds),  # evaluation included
+        "steps_per_second": history.steps / sum(row["seconds"] for row in history.rows),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         **final_metrics(config, model, data, device),
     }

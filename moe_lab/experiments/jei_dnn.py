@@ -90,6 +90,7 @@ def _fit_modules(
     cached: Cached,
     model: nn.Module,
     optimizer: Any,
+    terms: tuple[str, ...],
     evaluate: Callable[[Any], dict[str, float]],
     curve: str,
     result: Result,
@@ -99,9 +100,6 @@ def _fit_modules(
     columns = {key: cached["train"][key] for key in ("features", "last", "label")}
     device = columns["label"].device
     steps = {"steps": STEPS_PER_EPOCH, "shuffle": True, "seed": config.seed, "device": device}
-    terms = ("gates", "modules") if isinstance(model, JointExits) else ("modules", "weights")
-    if isinstance(model, BoostedExits):
-        terms = ("modules",)
     fit(
         model,
         StepBatches(columns, config.batch_size, **steps),
@@ -159,7 +157,8 @@ def _fit_joint(
         {"params": list(model.gates.parameters()), "lr": config.gate_rate},
         {"params": [model.weight, model.bias], "lr": config.module_rate, "weight_decay": 5e-4},
     ]
-    _fit_modules(config, cached, model, torch.optim.SGD(groups, momentum=0.9), evaluate, curve, result, progress)
+    optimizer = torch.optim.SGD(groups, momentum=0.9)
+    _fit_modules(config, cached, model, optimizer, ("gates", "modules"), evaluate, curve, result, progress)
     model.take_best()
     return model
 
@@ -176,15 +175,16 @@ def _fit_baseline(
         model: BoostedExits | WeightedExits = BoostedExits(*sizes, omega=config.omega, generator=generator).to(device)
         parameters = [model.weight, model.bias]
         optimizer: Any = torch.optim.SGD(parameters, config.module_rate, momentum=0.9, weight_decay=5e-4)
+        terms: tuple[str, ...] = ("modules",)
     else:
         model = WeightedExits(*sizes, WEIGHTINGS[config.weighted], generator=generator).to(device)
-        optimizer = model.optimizers(config.module_rate)
+        optimizer, terms = model.optimizers(config.module_rate), ("modules", "weights")
 
     def evaluate(model: Any) -> dict[str, float]:
         logits = model.logits(choice["features"], choice["last"])
         return {"valid_loss": float(cross_entropies(logits, choice["label"]).mean())}
 
-    _fit_modules(config, cached, model, optimizer, evaluate, name, result, progress)
+    _fit_modules(config, cached, model, optimizer, terms, evaluate, name, result, progress)
     return model
 
 

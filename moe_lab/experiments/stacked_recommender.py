@@ -25,8 +25,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from moe_lab import datasets
 from moe_lab.batches import Batches
-from moe_lab.experiments import comet_recommender
-from moe_lab.experiments.comet_recommender import build_model, rounded, two_task_loss
+from moe_lab.experiments.comet_recommender import build_model, permutation_health, rounded, two_task_loss
 from moe_lab.experiments.recommender_config import TASKS, RecommenderConfig
 from moe_lab.experiments.stacked_measures import StackedTally, auc_each
 from moe_lab.gates.comet import CometGate
@@ -209,7 +208,7 @@ class StackedRecommender:
             for task, summary in zip(TASKS, summaries, strict=True):
                 trial.log("routing", epoch=epoch, task=task, **rounded(summary[row]))
             if self.searches:
-                health = comet_recommender._permutation_health(self._permutations(stack)[row])
+                health = permutation_health(self._permutations(stack)[row])
                 trial.log("permutation", epoch=epoch, **health)
         return self._metrics(stack, torch.cat(logits, 1), torch.cat(ratings, 1))
 

@@ -22,14 +22,12 @@ import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from moe_lab import datasets
 from moe_lab.batches import Batches
-from moe_lab.experiments import comet_recommender
-from moe_lab.experiments.comet_recommender import EXPERIMENT, build_model, final_metrics, load_data
+from moe_lab.experiments.comet_recommender import COLUMNS, EXPERIMENT, build_model, load_data, run_metrics
 from moe_lab.experiments.recommender_config import RecommenderConfig
 from moe_lab.experiments.stacked_recommender import StackedRecommender, make_template
 from moe_lab.results import Result
@@ -126,7 +124,7 @@ def _train(
     progress: bool,
     checkpoint_epochs: int,
 ) -> list[Trial]:
-    arrays = {name: data.train[name].to(device) for name in comet_recommender._COLUMNS}
+    arrays = {name: data.train[name].to(device) for name in COLUMNS}
     config = configs[0]
     train = [Batches(arrays, config.batch_size, shuffle=True, seed=own.seed, device=device) for own in configs]
     sizes = data.info["n_users"], data.info["n_items"]
@@ -168,17 +166,9 @@ def _finish(
         with suppress(NonFiniteLoss), result.recording():
             raise NonFiniteLoss(trial.failed)
         return result
-    history, seconds = trial.history, sum(row["seconds"] for row in trial.history.rows)
-    model = trial.model.to(device)
-    metrics: dict[str, Any] = {
-        "best_epoch": history.best_epoch,
-        "valid_loss": history.best_value,
-        "epochs": len(history.rows),
-        "steps_per_second": history.steps / seconds,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        **final_metrics(config, model, data, device),
-    }
+    history = trial.history
+    metrics = run_metrics(config, trial.model.to(device), history, data, device)
     trial.model.cpu()
     result.curves = {"epochs": history.rows, **trial.curves}
-    result.wall_seconds = seconds
+    result.wall_seconds = sum(row["seconds"] for row in history.rows)
     return result.finish(metrics)

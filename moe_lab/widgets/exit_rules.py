@@ -13,9 +13,9 @@ from torch import Tensor
 
 from moe_lab.exits.policies import CONFIDENCES, apply_thresholds, confidence, geometric_thresholds
 from moe_lab.names import check_name
-from moe_lab.plots.sheet import INK, Chart, sheet
+from moe_lab.plots.sheet import INK, sheet
 from moe_lab.plots.style import expert_colors
-from moe_lab.widgets.exits import Setting
+from moe_lab.widgets.exits import Setting, tradeoff_chart
 
 RULES = {
     "probability": ("largest probability ≥", "#D55E00", "s"),
@@ -62,8 +62,7 @@ class RulesView:
         self.sure = {name: confidence(logits, name) for name in CONFIDENCES}
         self.known = confidence(known).cpu().float()
         self.curves = {rule: [self.at(rule, float(value)) for value in grid] for rule, grid in _GRIDS.items()}
-        accuracies = [setting.accuracy for curve in self.curves.values() for setting in curve]
-        self.span = np.floor(20 * min(accuracies)) * 5, np.ceil(20 * max(accuracies)) * 5
+        self.accuracies = [setting.accuracy for curve in self.curves.values() for setting in curve]
 
     def at(self, rule: str, value: float) -> Setting:
         """Cost, accuracy, shares and exits of one rule, a key of `RULES`, at its number."""
@@ -104,17 +103,7 @@ class RulesView:
         values = {"probability": probability, "entropy": entropy, "margin": margin, "ratio": ratio}
         now = {rule: self.at(rule, value) for rule, value in values.items()}
         figure, ax = sheet(9.4, 4.9)
-        low, high = self.span
-        chart = Chart(
-            ax,
-            (0.55, 2.2, 3.7, 2.35),
-            xlim=(0, 1.02),
-            ylim=(low - 0.5, high + 0.5),
-            xticks=(0, 0.25, 0.5, 0.75, 1),
-            yticks=np.linspace(low, high, 4).round(),
-            xlabel="multiply-adds, share of the whole network",
-            title="accuracy in %",
-        )
+        chart = tradeoff_chart(ax, (0.55, 2.2, 3.7, 2.35), self.accuracies)
         for index, (rule, (means, color, marker)) in enumerate(RULES.items()):
             curve = [(setting.cost, 100 * setting.accuracy) for setting in self.curves[rule]]
             chart.line(*zip(*curve, strict=True), color=color, linewidth=1.2)

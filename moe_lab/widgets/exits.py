@@ -11,13 +11,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from moe_lab.exits.policies import shared_threshold_exits
 from moe_lab.exits.probability import MODELS, exit_probabilities, exits_taken
 from moe_lab.plots.exits import MARK, METHOD_STYLES, draw_distribution
-from moe_lab.plots.sheet import INK, Chart, sheet
+from moe_lab.plots.sheet import INK, Box, Chart, sheet
 
 
 def gates_view(g1: float = 0.2, g2: float = 0.3, g3: float = 0.4) -> Figure:
@@ -55,6 +56,21 @@ class Setting(NamedTuple):
     accuracy: float
     shares: list[float]
     exits: Tensor
+
+
+def tradeoff_chart(ax: Axes, box: Box, accuracies: Sequence[float]) -> Chart:
+    """Axes for accuracy (%) against cost in a box of a sheet, wide enough for these accuracies in [0, 1]."""
+    low, high = np.floor(20 * min(accuracies)) * 5, np.ceil(20 * max(accuracies)) * 5
+    return Chart(
+        ax,
+        box,
+        xlim=(0, 1.02),
+        ylim=(low - 0.5, high + 0.5),
+        xticks=(0, 0.25, 0.5, 0.75, 1),
+        yticks=np.linspace(low, high, 4).round(),
+        xlabel="multiply-adds, share of the whole network",
+        title="accuracy in %",
+    )
 
 
 class ThresholdView:
@@ -106,18 +122,8 @@ class ThresholdView:
         now = self.at(threshold)
         static = self.right.double().mean(0)
         values = [setting.accuracy for setting in self.curve] + static.tolist() + [point[1] for point in self.learned]
-        low, high = np.floor(20 * min(values)) * 5, np.ceil(20 * max(values)) * 5
         figure, ax = sheet(8.8, 3.6)
-        chart = Chart(
-            ax,
-            (0.55, 0.6, 3.9, 2.5),
-            xlim=(0, 1.02),
-            ylim=(low - 0.5, high + 0.5),
-            xticks=(0, 0.25, 0.5, 0.75, 1),
-            yticks=np.linspace(low, high, 4).round(),
-            xlabel="multiply-adds, share of the whole network",
-            title="accuracy in %",
-        )
+        chart = tradeoff_chart(ax, (0.55, 0.6, 3.9, 2.5), values)
         curve = [(setting.cost, 100 * setting.accuracy) for setting in self.curve]
         chart.line(*zip(*curve, strict=True), color=MARK, linewidth=1.6)
         chart.line(self.costs, 100 * static.numpy(), **_marks("static"))

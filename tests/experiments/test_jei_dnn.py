@@ -7,6 +7,7 @@ import torch
 
 from moe_lab.exits import ExitGates, MultiExitNetwork
 from moe_lab.exits.joint import JointExits
+from moe_lab.exits.policies import confidence
 from moe_lab.experiments import jei_backbone, jei_baselines, jei_dnn, jei_score
 from moe_lab.experiments.jei_backbone import (
     Augment,
@@ -149,7 +150,7 @@ def test_cached_features_are_what_a_network_with_exits_computes():
 
 def test_each_part_of_the_validation_images_serves_one_purpose(tmp_path, monkeypatch):
     config = tiny(prices=(0.1,), rhos=(1.0,), alphas=(0.1,))
-    seen: dict[str, list[torch.Tensor]] = {"thresholds": [], "calibration": [], "temperature": []}
+    seen: dict[str, list] = {"trained": [], "thresholds": [], "calibration": [], "temperature": []}
 
     def spy(module, name, purpose, pick):
         original = getattr(module, name)
@@ -160,14 +161,18 @@ def test_each_part_of_the_validation_images_serves_one_purpose(tmp_path, monkeyp
 
         monkeypatch.setattr(module, name, spied)
 
+    monkeypatch.setattr(jei_baselines, "CONFIDENCES", ("probability",))
+    spy(jei_dnn, "baselines", "trained", lambda config, costs, trained: trained)
     spy(jei_baselines, "geometric_thresholds", "thresholds", lambda sure, rho: sure)
     spy(jei_score, "exit_quantiles", "calibration", lambda p, labels, exits, alpha: labels)
     spy(jei_dnn, "exit_temperatures", "temperature", lambda logits, labels: labels)
     run(config, root=tmp_path, progress=False)
     valid = load_images(config).valid
     labels = {name: valid["label"][valid["part"] == index] for name, index in jei_dnn.PARTS.items()}
-    sizes = {name: len(values) for name, values in labels.items()}
-    assert all(len(sure) == sizes["thresholds"] for sure in seen["thresholds"])
+    trained = seen.pop("trained")[0]
+    known = [confidence(parts["thresholds"][0]) for parts in trained.values()]
+    assert all(torch.equal(parts["thresholds"][1], labels["thresholds"]) for parts in trained.values())
+    assert seen["thresholds"] and all(any(torch.equal(sure, own) for own in known) for sure in seen["thresholds"])
     for purpose in ("calibration", "temperature"):
         assert seen[purpose] and all(torch.equal(found, labels["calibration"]) for found in seen[purpose])
 
