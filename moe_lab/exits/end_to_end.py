@@ -26,6 +26,7 @@ class NetworkExits(ExitTraining):
         phases: see `Phases`.
         mode: of `inference_loss`.
         balance: of `positive_weights`.
+        warmup_loss: see `ExitTraining`.
 
     The exit model is the network's.
 
@@ -48,6 +49,7 @@ class NetworkExits(ExitTraining):
         phases: Phases,
         mode: str = "released",
         balance: str = "cumulative",
+        warmup_loss: str = "mean",
     ):
         costs = network.costs if costs is None else costs
         if costs is None:
@@ -56,9 +58,8 @@ class NetworkExits(ExitTraining):
         if tuple(costs.shape) != (n_exits,):
             raise ValueError(f"costs must be one number per exit ({n_exits}), got {tuple(costs.shape)}")
         n_trained = n_exits - 1 if network.freeze_backbone else n_exits
-        super().__init__(
-            [price], costs, phases=phases, mode=mode, balance=balance, model=network.model, n_trained=n_trained
-        )
+        terms = {"mode": mode, "balance": balance, "model": network.model, "warmup_loss": warmup_loss}
+        super().__init__([price], costs, phases=phases, n_trained=n_trained, **terms)
         self.network = network
 
     def batch_logits(self, batch: dict[str, Tensor]) -> Tensor:

@@ -43,6 +43,7 @@ class JointExits(ExitTraining):
         model: of `exit_probabilities`.
         gate_inputs: one of `GATE_INPUTS`. Gates that see statistics only can be put into a `MultiExitNetwork`.
         warmup_patience: evaluations, see `DynamicWarmup`; None: the warm-up has a fixed length.
+        warmup_loss: see `ExitTraining`.
         generator: for initial weights, equal in all runs.
     """
 
@@ -60,12 +61,14 @@ class JointExits(ExitTraining):
         model: str = "direct",
         gate_inputs: str = "all",
         warmup_patience: int | None = None,
+        warmup_loss: str = "mean",
         generator: torch.Generator | None = None,
     ):
         if tuple(costs.shape) != (n_exits,):
             raise ValueError(f"costs must be one number per exit ({n_exits}), got {tuple(costs.shape)}")
         check_name("gate inputs", gate_inputs, GATE_INPUTS)
-        super().__init__(prices, costs, phases=phases, mode=mode, balance=balance, model=model, n_trained=n_exits - 1)
+        terms = {"mode": mode, "balance": balance, "model": model, "warmup_loss": warmup_loss}
+        super().__init__(prices, costs, phases=phases, n_trained=n_exits - 1, **terms)
         n_gates, runs = n_exits - 1, len(prices)
         bound = width**-0.5
         weight = torch.empty(n_gates, width, n_classes).uniform_(-bound, bound, generator=generator)

@@ -1,6 +1,6 @@
 """When do gates learn, when inference modules? (JEI-DNN, section 4.4)
 
-    warm-up        inference modules only, a sum of cross entropies that weighs early exits most
+    warm-up        inference modules only, cross entropies, early exits weigh most
     then in turn   ``gate_steps`` of the gates' loss, ``module_steps`` of the inference modules' loss
     at the end     gates only, for ``final_gate_steps``: they should fit the modules as they are in the end
 

@@ -4,7 +4,11 @@ Legend: B batch, L exits, G = L - 1 gates, K classes, R runs that train side by 
 
     gates        sum over runs of `gate_loss`, targets from the exits' cross entropies and the run's price
     modules      sum over runs of `inference_loss`, probabilities from the gates as they are
-    warm-up      sum_l v_l CE_l,  v_l = L + 1 - l:  L, L - 1, ..., 2, and 1 for the last exit if it trains
+    warm-up      sum_l v_l CE_l / sum_l v_l,  v_l = L + 1 - l:  L, L - 1, ..., 2, and 1 for the last exit if it trains
+
+Where we differ: the authors warm up on sum_l v_l CE_l and go on with a mean over exits. At one learning rate the steps
+of the first module then shrink L G times when the warm-up ends, and a rate that suits the phases is too large before
+them. ``warmup_loss="sum"`` is theirs.
 
 What the inactive part would learn gets no gradient. Sums over runs, so that runs do not share a learning rate.
 """
@@ -28,6 +32,10 @@ from moe_lab.exits.losses import (
 )
 from moe_lab.exits.phases import Phases
 from moe_lab.exits.probability import check_model, exit_probabilities, exits_taken
+from moe_lab.names import check_name
+
+WARMUP_LOSSES = ("mean", "sum")
+"""The weighted mean of the exits' cross entropies, or their weighted sum as in the authors' code."""
 
 
 class ExitTraining(nn.Module):
@@ -44,6 +52,7 @@ class ExitTraining(nn.Module):
         balance: of `positive_weights`.
         model: of `exit_probabilities`.
         n_trained: inference modules that train: G if the last head is frozen, else L.
+        warmup_loss: one of `WARMUP_LOSSES`.
 
     Raises:
         ValueError: no price, a negative one, costs or names that cannot be meant.
@@ -59,6 +68,7 @@ class ExitTraining(nn.Module):
         balance: str,
         model: str,
         n_trained: int,
+        warmup_loss: str = "mean",
     ):
         super().__init__()
         if not prices:
@@ -68,8 +78,10 @@ class ExitTraining(nn.Module):
         check_mode(mode)
         check_balance(balance)
         check_model(model)
+        check_name("warm-up loss", warmup_loss, WARMUP_LOSSES)
         self.n_gates = len(costs) - 1
         self.phases, self.mode, self.balance, self.model, self.n_trained = phases, mode, balance, model, n_trained
+        self.warmup_loss = warmup_loss
         self.register_buffer("prices", torch.tensor(prices, dtype=torch.float32))
         self.register_buffer("costs", (costs.double() / costs.double()[-1]).float())
         self.register_buffer("positive", torch.ones(len(prices), self.n_gates))
@@ -114,7 +126,9 @@ class ExitTraining(nn.Module):
         logits = self.batch_logits(batch)
         losses = self.cross_entropies(logits, batch["label"])[..., : self.n_trained]
         if phase == "warmup":
-            return {"gates": zero, "modules": (losses * self.warmup_weights().to(losses)).sum(-1).mean(-1).sum()}
+            weights = self.warmup_weights().to(losses)
+            weights = weights / weights.sum() if self.warmup_loss == "mean" else weights
+            return {"gates": zero, "modules": (losses * weights).sum(-1).mean(-1).sum()}
         with torch.no_grad():
             gates = self.batch_gates(batch, logits).sigmoid()
             probabilities = exit_probabilities(gates, self.model)[..., : self.n_trained]

@@ -5,6 +5,8 @@
                                  geometric shares, and one threshold for all exits; *_entropy, *_margin: on those
     geometric_port               the shares end before the last exit: as in JEI-DNN's published comparison
     target_accuracy              thresholds per exit that reach a share of the backbone's accuracy
+    constant, constant_shared    both rules on modules trained by the warm-up loss to the end at a constant rate: the
+                                 authors' control, a weaker baseline than "separate", whose rate falls
     boosted, weighted            geometric thresholds on BoostedNet's and L2W-DEN's modules; *_shared: one threshold
     oracle_cheapest, _earliest   see the labels
 
@@ -34,15 +36,15 @@ from moe_lab.experiments.jei_score import Answers, Contender
 from moe_lab.metrics.calibration import exit_temperatures
 
 Trained = dict[str, dict[str, tuple[Tensor, Tensor]]]
-"""separate, boosted, weighted -> thresholds, calibration, test -> logits (N, L, K) and labels (N,)."""
+"""separate, constant, boosted, weighted -> thresholds, calibration, test -> logits (N, L, K) and labels (N,)."""
 
 _TARGETS = (0.8, 0.85, 0.9, 0.95, 0.98, 1.0)
-_SHARED = 13
 
 METHODS = (
     "jei_dnn",
     *(f"{rule}{suffix}" for suffix in ("", "_entropy", "_margin") for rule in ("geometric", "shared")),
-    *("geometric_port", "target_accuracy", "static", "boosted", "boosted_shared", "weighted", "weighted_shared"),
+    *("geometric_port", "target_accuracy", "static", "constant", "constant_shared"),
+    *("boosted", "boosted_shared", "weighted", "weighted_shared"),
     *("oracle_cheapest", "oracle_earliest"),
 )
 """Every method of the curve ``points``."""
@@ -52,7 +54,7 @@ def _thresholds(config: JeiConfig, sure: Tensor, names: tuple[str, str]) -> Iter
     """(method, setting, thresholds (L,)) by both rules, from confidences (N, L)."""
     for rho in config.rhos:
         yield names[0], rho, geometric_thresholds(sure, rho)
-    for value in torch.quantile(sure.flatten()[:10_000_000], torch.linspace(0.02, 0.98, _SHARED)).tolist():
+    for value in torch.quantile(sure.flatten()[:10_000_000], torch.linspace(0.02, 0.98, config.n_thresholds)).tolist():
         yield names[1], value, torch.full((sure.shape[1],), value)
 
 

@@ -25,11 +25,12 @@ _FILES = "recorded files, CIFAR-10, T2T-ViT-7"
 _GAINS = {
     "geometric": f"learned gates beat geometric thresholds at equal cost: -0.2 to +3.3 points ({_FILES})",
     "geometric_port": "... whose shares end before the last exit, as in those files",
+    "constant": f"... on modules trained at a constant rate, as that control was: -0.2 to +3.3 points ({_FILES})",
     "boosted": f"... BoostedNet: +0.3 to +3.6 points ({_FILES})",
     "weighted": f"... L2W-DEN: +0.1 to +3.1 points ({_FILES})",
     "shared": "... and one threshold for all exits (not among its baselines)",
 }
-_FREE = ("seed",)
+_FREE = ("seed", "data_seed")
 
 
 def settings(results: Iterable[Result], free: Sequence[str] = _FREE) -> list[list[Result]]:

@@ -10,6 +10,7 @@ from moe_lab.exits.joint import GATE_INPUTS
 from moe_lab.exits.losses import check_balance, check_mode
 from moe_lab.exits.phases import Phases
 from moe_lab.exits.probability import check_model
+from moe_lab.exits.training import WARMUP_LOSSES
 from moe_lab.exits.weighted import CIFAR, IMAGENET
 from moe_lab.experiments.settings import profile_settings
 from moe_lab.names import check_name
@@ -17,6 +18,9 @@ from moe_lab.names import check_name
 BODIES = ("vit", "cnn", "t2t_7", "t2t_14")
 WEIGHTINGS = {"cifar": CIFAR, "imagenet": IMAGENET}
 """Settings of the baseline L2W-DEN: its authors' for CIFAR, and the one that JEI-DNN's comparison used."""
+
+RHOS = tuple(p / 20 for p in range(1, 40))
+"""Of the usual geometric schedule (MSDNet's budgeted batches): p / 20, p = 1 .. 39."""
 
 _PROFILES: dict[str, dict[str, Any]] = {
     # Embedded digits, a small transformer: half a minute.
@@ -27,7 +31,9 @@ _PROFILES: dict[str, dict[str, Any]] = {
         "backbone_epochs": 10,
         "warmup": 600,
         "steps": 2200,
-        "prices": (0.0, 0.05, 0.15, 0.3, 0.6, 1.0, 2.0, 4.0),
+        "prices": (0.0, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.15, 0.3, 0.6, 1.0, 2.0, 4.0),
+        "rhos": RHOS,
+        "n_thresholds": 40,
     },
     # The authors' backbone at their image size; `pretrained` names the file of its ImageNet weights, which they train
     # further. Without it the backbone starts from nothing.
@@ -47,6 +53,9 @@ _PROFILES: dict[str, dict[str, Any]] = {
         "phase_steps": 200,
         "gate_rate": 0.01,
         "module_rate": 0.01,
+        "warmup_loss": "sum",
+        "rhos": RHOS,
+        "n_thresholds": 40,
         "prices": (0.01, 0.1, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 2.0, 3.0, 5.0),
     },
 }
@@ -61,7 +70,7 @@ _CIFAR: dict[str, Any] = {
     "precision": "bfloat16",
     "device": "auto",
     "batch_size": 256,
-    "prices": (0.0, 0.01, 0.03, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.5, 2.5, 5.0),
+    "prices": (0.0, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.5, 2.5, 5.0),
 }
 _STANDARD_OF_DATA: dict[str, dict[str, Any]] = {
     "mnist": {
@@ -81,6 +90,7 @@ ABLATIONS: tuple[dict[str, Any], ...] = (
     *({"gate_inputs": name} for name in ("probability", "entropy", "margin", "features")),
     *({"phase_steps": steps} for steps in (25, 400)),
     *({"warmup": 100}, {"warmup": 1200, "warmup_patience": 2}),
+    {"warmup_loss": "sum", "module_rate": 0.05},
     {"finetune_epochs": 5},
 )
 """One thing at a time that differs from profile "standard"."""
@@ -109,8 +119,10 @@ class JeiConfig:
         prices: lambdas, trained side by side.
         warmup, phase_steps, final_gate_steps, steps: see `Phases`; ``phase_steps`` is both kinds' length.
         warmup_patience: see `DynamicWarmup` (in evaluations, 100 steps apart); None: a warm-up of fixed length.
-        gate_rate: learning rate of gates (SGD); the modules' is ``module_rate``.
-        module_rate: see ``gate_rate``.
+        warmup_loss: see `ExitTraining`; "sum" wants a smaller ``module_rate``.
+        gate_rate: learning rate of gates (SGD).
+        module_rate: learning rate of inference modules (SGD), whose loss is a mean over exits. Where the loss is a sum
+            over exits (BoostedNet, L2W-DEN) the rate is divided by their number: all modules step alike.
         mode: how inference modules are trained, see `exits.losses`; "released" is plain cross entropy.
         balance: of the gates' targets.
         model: exit model.
@@ -118,6 +130,7 @@ class JeiConfig:
         omega: of the baseline BoostedNet.
         weighted: setting of the baseline L2W-DEN, see `WEIGHTINGS`.
         rhos: of the geometric baseline.
+        n_thresholds: of the baseline with one threshold for all exits, from low to high.
         alpha: accepted miscoverage of prediction sets.
         alphas: more of them, for the curve "conformal".
         batch_size: images per step of exits.
@@ -153,8 +166,9 @@ class JeiConfig:
     final_gate_steps: int = 200
     steps: int = 1100
     warmup_patience: int | None = None
+    warmup_loss: str = "mean"
     gate_rate: float = 0.1
-    module_rate: float = 0.05
+    module_rate: float = 0.2
     mode: str = "released"
     balance: str = "cumulative"
     model: str = "direct"
@@ -162,6 +176,7 @@ class JeiConfig:
     omega: float = 0.5
     weighted: str = "cifar"
     rhos: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8, 1.0, 1.25, 1.6, 2.0, 3.0)
+    n_thresholds: int = 13
     alpha: float = 0.05
     alphas: tuple[float, ...] = (0.01, 0.02, 0.05, 0.1, 0.2)
     batch_size: int = 64
@@ -173,6 +188,7 @@ class JeiConfig:
         check_balance(self.balance)
         check_model(self.model)
         check_name("gate inputs", self.gate_inputs, GATE_INPUTS)
+        check_name("warm-up loss", self.warmup_loss, WARMUP_LOSSES)
         check_name("setting of L2W-DEN", self.weighted, WEIGHTINGS)
         check_name("precision", self.precision, ("float32", "bfloat16"))
         if not self.prices or min(self.prices) < 0:
@@ -188,6 +204,7 @@ class JeiConfig:
             "phase_steps",
             "blocks_per_stage",
             "feature_copies",
+            "n_thresholds",
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")

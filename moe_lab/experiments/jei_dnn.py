@@ -4,7 +4,8 @@
 2. Train inference modules and gates for all prices side by side (`exits.joint`); each price keeps its own best weights
    by loss + price x cost.
 3. Train modules without gates: plain cross entropy in the same phases ("separate": with mode "released" the modules are
-   the same and only the gates differ), BoostedNet, L2W-DEN. On them: thresholds (`jei_baselines`).
+   the same and only the gates differ), the same at a constant rate, BoostedNet, L2W-DEN. On them: thresholds
+   (`jei_baselines`).
 4. Every method is a set of points (cost, accuracy, ...; `jei_score`). Thresholds are set on part 0 of the validation
    images, models are chosen on part 1, prediction sets and temperatures are calibrated on part 2; the test images are
    looked at once.
@@ -18,6 +19,7 @@ starts from ImageNet weights (the authors: SGD, blocks at a hundredth of the hea
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -71,9 +73,9 @@ def run(config: JeiConfig, *, root: Path | str | None = None, recompute: bool = 
     """Train, test, or read the finished Result back.
 
     Returns:
-        A Result with the curves of five trainings (``backbone``, perhaps ``finetune``, ``joint``, ``separate``,
-        ``boosted``, ``weighted``); ``points``: one row per method and setting, see `jei_score.score`; ``by_exit``,
-        ``conformal`` and ``reliability`` of JEI-DNN and of the thresholds that cost about as much.
+        A Result with the curves of all trainings (``backbone``, perhaps ``finetune``, ``joint``, ``separate``,
+        ``constant``, ``boosted``, ``weighted``); ``points``: one row per method and setting, see `jei_score.score`;
+        ``by_exit``, ``conformal`` and ``reliability`` of JEI-DNN and of the thresholds that cost about as much.
         Metrics: see `_train_and_test`.
     """
     return run_cached(EXPERIMENT, config, partial(_train_and_test, config, progress), root=root, recompute=recompute)
@@ -96,7 +98,7 @@ def _fit_modules(
     result: Result,
     progress: bool,
 ) -> None:
-    """Every training on cached features: the same batches, steps and learning-rate schedule."""
+    """Every training on cached features: the same batches, steps and, but for "constant", learning-rate schedule."""
     columns = {key: cached["train"][key] for key in ("features", "last", "label")}
     device = columns["label"].device
     steps = {"steps": STEPS_PER_EPOCH, "shuffle": True, "seed": config.seed, "device": device}
@@ -110,7 +112,7 @@ def _fit_modules(
         config=FitConfig(
             epochs=None,
             max_steps=config.steps,
-            learning_rate=LearningRate(0, config.steps, floor=0.02),
+            learning_rate=None if curve == "constant" else LearningRate(0, config.steps, floor=0.02),
             progress=progress,
         ),
         result=result,
@@ -122,20 +124,24 @@ def _fit_modules(
 def _fit_joint(
     config: JeiConfig, cached: Cached, costs: Tensor, mode: str, curve: str, result: Result, progress: bool
 ) -> JointExits:
-    """Curve "joint": all prices; "separate": one run, price 0, whose gates nobody uses."""
+    """Curve "joint": all prices; "separate": one run, price 0, whose gates nobody uses; "constant": a warm-up only."""
     _, n_exits, width = cached["train"]["features"].shape
+    phases = config.phases
+    if curve == "constant":  # the gate phase behind the last step never comes
+        phases = replace(phases, warmup=config.steps, steps=config.steps + phases.gate_steps)
     model = JointExits(
         n_exits,
         width,
         cached["train"]["last"].shape[1],
         config.prices if curve == "joint" else (0.0,),
         costs,
-        phases=config.phases,
+        phases=phases,
         mode=mode,
         balance=config.balance,
         model=config.model,
         gate_inputs=config.gate_inputs if curve == "joint" else "all",
-        warmup_patience=config.warmup_patience,
+        warmup_patience=None if curve == "constant" else config.warmup_patience,
+        warmup_loss=config.warmup_loss,
         generator=torch.Generator().manual_seed(config.seed),
     ).to(cached["train"]["features"].device)
     known, choice = cached["thresholds"], cached["choice"]
@@ -169,16 +175,17 @@ def _fit_baseline(
     """ "boosted" or "weighted"; the weights of the least mean cross entropy over exits."""
     _, n_exits, width = cached["train"]["features"].shape
     sizes = (n_exits, width, cached["train"]["last"].shape[1])
+    rate = config.module_rate / (n_exits - 1)  # a sum over exits where the others have a mean
     generator = torch.Generator().manual_seed(config.seed)
     device, choice = cached["train"]["features"].device, cached["choice"]
     if name == "boosted":
         model: BoostedExits | WeightedExits = BoostedExits(*sizes, omega=config.omega, generator=generator).to(device)
         parameters = [model.weight, model.bias]
-        optimizer: Any = torch.optim.SGD(parameters, config.module_rate, momentum=0.9, weight_decay=5e-4)
+        optimizer: Any = torch.optim.SGD(parameters, rate, momentum=0.9, weight_decay=5e-4)
         terms: tuple[str, ...] = ("modules",)
     else:
         model = WeightedExits(*sizes, WEIGHTINGS[config.weighted], generator=generator).to(device)
-        optimizer, terms = model.optimizers(config.module_rate), ("modules", "weights")
+        optimizer, terms = model.optimizers(rate), ("modules", "weights")
 
     def evaluate(model: Any) -> dict[str, float]:
         logits = model.logits(choice["features"], choice["last"])
@@ -214,17 +221,21 @@ def _train_and_test(config: JeiConfig, progress: bool, result: Result) -> dict[s
         **{name: part(valid, index) for name, index in PARTS.items()},
     }
     joint = _fit_joint(config, cached, costs.to(device), config.mode, "joint", result, progress)
-    separate = _fit_joint(config, cached, costs.to(device), "uniform", "separate", result, progress)
+    separate, constant = (
+        _fit_joint(config, cached, costs.to(device), "uniform", name, result, progress)
+        for name in ("separate", "constant")
+    )
     boosted, weighted = (_fit_baseline(config, cached, name, result, progress) for name in ("boosted", "weighted"))
 
     def logits_of(model: Any, name: str) -> Tensor:
         found = model.logits(cached[name]["features"], cached[name]["last"]).detach()
-        return found[0] if model is separate else found
+        return found[0] if isinstance(model, JointExits) else found
 
     names = ("thresholds", "calibration", "test")
+    modules_of = {"separate": separate, "constant": constant, "boosted": boosted, "weighted": weighted}
     trained = {
         modules: {name: (logits_of(model, name), cached[name]["label"]) for name in names}
-        for modules, model in (("separate", separate), ("boosted", boosted), ("weighted", weighted))
+        for modules, model in modules_of.items()
     }
     learned = list(_learned(config, joint, cached))
     others = list(baselines(config, costs, trained))
@@ -251,7 +262,7 @@ def _train_and_test(config: JeiConfig, progress: bool, result: Result) -> dict[s
     own = points[points.method == "jei_dnn"]
     logits, labels = trained["separate"]["test"]
     trainings = [row for name, curve in result.curves.items() if name not in rows for row in curve]
-    compared = ("geometric", "shared", "geometric_port", "boosted", "weighted", "oracle_cheapest")
+    compared = ("geometric", "shared", "geometric_port", "constant", "boosted", "weighted", "oracle_cheapest")
     return {
         "title": data.info.get("title", config.dataset),
         "n_exits": len(costs),

@@ -160,11 +160,14 @@ def _translation_configs(options: argparse.Namespace) -> list[Any]:
 
 
 def _exit_configs(options: argparse.Namespace) -> list[Any]:
-    """Both embedded data sets and MNIST; then, on moved digits, one thing at a time: `jei_config.ABLATIONS`."""
+    """Both embedded data sets and MNIST; then, on moved digits, one thing at a time: `jei_config.ABLATIONS`.
+
+    Each seed has data of its own: a spread over seeds on one test set would say nothing of another test set.
+    """
     from moe_lab.experiments.jei_config import ABLATIONS, JeiConfig
 
     variants: list[dict[str, Any]] = [{}, {"dataset": "planted-difficulty"}, {"dataset": "mnist"}, *ABLATIONS]
-    return [JeiConfig.profile(options.profile, seed=s, **variant) for s in options.seeds for variant in variants]
+    return [JeiConfig.profile(options.profile, seed=s, data_seed=s, **v) for s in options.seeds for v in variants]
 
 
 def _exit_images_configs(options: argparse.Namespace) -> list[Any]:
@@ -173,13 +176,23 @@ def _exit_images_configs(options: argparse.Namespace) -> list[Any]:
 
     variants: list[dict[str, Any]] = [{}, {"mode": "detached"}, {"mode": "expected"}, {"finetune_epochs": 10}]
     return [
-        JeiConfig.profile(options.profile, dataset="cifar-10", seed=s, **variant)
+        JeiConfig.profile(options.profile, dataset="cifar-10", seed=s, data_seed=s, **variant)
         for s in options.seeds
         for variant in variants
     ]
 
 
-_EXIT_SETTINGS = ("dataset", "mode", "balance", "model", "gate_inputs", "phase_steps", "warmup", "finetune_epochs")
+_EXIT_SETTINGS = (
+    "dataset",
+    "mode",
+    "balance",
+    "model",
+    "gate_inputs",
+    "phase_steps",
+    "warmup",
+    "warmup_loss",
+    "finetune_epochs",
+)
 _EXIT_METRICS = ("backbone_accuracy", "gain_over_geometric", "gain_over_shared", "coverage", "set_size", "seconds")
 
 

@@ -167,9 +167,9 @@ def evomoe_summary() -> list[str]:
 
 def main_exit_runs() -> list[list[Result]]:
     """JEI-DNN, profile "standard": one list of seeds for every data set."""
-    found = find_results("jei_dnn", root=recorded_dir())
+    found, free = find_results("jei_dnn", root=recorded_dir()), ("seed", "data_seed")
     of_data = [
-        [result for result in found if same_setting([result], JeiConfig.profile("standard", dataset=name), ("seed",))]
+        [result for result in found if same_setting([result], JeiConfig.profile("standard", dataset=name), free)]
         for name in dict.fromkeys(result.config["dataset"] for result in found)
     ]
     return [runs for runs in of_data if runs]
@@ -178,7 +178,7 @@ def main_exit_runs() -> list[list[Result]]:
 def exit_modes() -> list[Result]:
     """JEI-DNN on moved digits, profile "standard", however the classifiers are trained."""
     standard = JeiConfig.profile("standard")
-    return same_setting(find_results("jei_dnn", root=recorded_dir()), standard, ("mode", "seed"))
+    return same_setting(find_results("jei_dnn", root=recorded_dir()), standard, ("mode", "seed", "data_seed"))
 
 
 def exits_summary() -> list[str]:

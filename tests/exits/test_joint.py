@@ -83,6 +83,19 @@ def test_easy_samples_leave_early_and_a_higher_price_makes_everything_earlier():
     assert right.double().mean() > 0.9
 
 
+def test_the_warmup_is_a_weighted_mean_or_as_the_authors_sum_it():
+    data, grads = planted(), {}
+    for kind in ("mean", "sum"):
+        model = joint(warmup_loss=kind)
+        loss = model.terms(data)["modules"]
+        loss.backward()
+        grads[kind] = loss.detach(), model.weight.grad
+    for mean, total in zip(grads["mean"], grads["sum"], strict=True):
+        torch.testing.assert_close(9 * mean, total)  # v = 4, 3, 2
+    each = model.cross_entropies(model.logits(data["features"], data["last"]), data["label"]).mean(1)
+    torch.testing.assert_close(grads["sum"][0], (each[:, :3] * torch.tensor([4.0, 3, 2])).sum())
+
+
 def test_runs_side_by_side_are_runs_one_by_one():
     data = planted(200)
     together = trained(joint(prices=(0.1, 1.0)), data, steps=120)

@@ -38,6 +38,8 @@ def tiny(**changes) -> JeiConfig:
         "phase_steps": 20,
         "final_gate_steps": 60,
         "steps": 200,
+        "module_rate": 1.0,  # few steps
+        "n_thresholds": 5,
         "rhos": (0.3, 1.0, 3.0),
         "alphas": (0.05, 0.2),
     }
@@ -61,6 +63,17 @@ def test_every_method_has_points_on_the_whole_test_set(result):
     static = points[points.method == "static"].sort_values("setting")
     assert static.accuracy.tolist() == pytest.approx(result.metrics["exit_accuracy"])
     assert static.accuracy.iloc[-1] == pytest.approx(result.metrics["backbone_accuracy"])
+
+
+def test_thresholds_are_as_many_as_asked_for_and_the_constant_rate_control_has_modules_of_its_own(result):
+    points = pd.DataFrame(result.curves["points"])
+    count = points.method.value_counts()
+    assert count["shared"] == count["constant_shared"] == 5 and count["constant"] == count["geometric"] == 3
+    constant, separate = (pd.DataFrame(result.curves[name]) for name in ("constant", "separate"))
+    assert constant.step.max() == separate.step.max() == result.config["steps"]
+    assert (constant.train_gates == 0).all() and (separate.train_gates > 0).any()
+    assert constant.lr.nunique() == 1 and separate.lr.is_monotonic_decreasing
+    assert constant.valid_now.iloc[-1] != separate.valid_now.iloc[-1]
 
 
 def test_a_high_price_sends_everybody_to_the_first_exit_and_oracles_bound_the_rest(result):
@@ -271,6 +284,8 @@ def test_gain_is_the_mean_distance_to_the_interpolated_baseline():
         ({"patch": 5}, "do not tile"),
         ({"body": "t2t"}, "did you mean 't2t_7'"),
         ({"gate_inputs": "marginal"}, "did you mean 'margin'"),
+        ({"warmup_loss": "means"}, "did you mean 'mean'"),
+        ({"n_thresholds": 0}, "at least 1"),
         ({"weighted": "cifar10"}, "did you mean 'cifar'"),
         ({"feature_copies": 2}, "set augment=True"),
         ({"pretrained": "weights.pth"}, "those of a T2T body"),
