@@ -1,5 +1,5 @@
-"""The backbone of a JEI-DNN run: built, trained, perhaps trained once more with all exits, frozen, and its features
-cached.
+"""The backbone of a JEI-DNN run: built, trained once for all runs that share it, perhaps trained once more with all
+exits, frozen, and its features cached.
 
 Legend: N images, L exits, D widest features, K classes.
 
@@ -11,16 +11,19 @@ after is the same as for a frozen backbone, so that this is the only difference.
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from moe_lab.atomic import atomic_file
 from moe_lab.batches import Batches
 from moe_lab.datasets import Dataset
 from moe_lab.datasets.augment import crop_and_flip
 from moe_lab.exits import exit_costs
-from moe_lab.experiments.jei_config import JeiConfig
+from moe_lab.experiments.jei_config import BackboneConfig, JeiConfig
 from moe_lab.experiments.settings import load_of_kind
 from moe_lab.models.body import ExitBody
 from moe_lab.models.cnn import ConvNet
@@ -28,18 +31,20 @@ from moe_lab.models.t2t_vit import SMALL_SPLITS, SPLITS, t2t_vit_7, t2t_vit_14
 from moe_lab.models.t2t_weights import load_official
 from moe_lab.models.vit import VisionTransformer
 from moe_lab.modes import evaluating
-from moe_lab.results import Result
+from moe_lab.results import Result, run_cached
+from moe_lab.runtime import seed_everything
 from moe_lab.train import FitConfig, LearningRate, fit
 
+BACKBONE = "jei_backbone"
 _CHUNK = 512  # images through the body at a time, when features are cached
 
 
-def load_images(config: JeiConfig) -> Dataset:
+def load_images(config: BackboneConfig) -> Dataset:
     """The images. ValueError for a data set of another kind."""
     return load_of_kind(config, "images", "an experiment with early exits")
 
 
-def build_backbone(config: JeiConfig, data: Dataset) -> ExitBody:
+def build_backbone(config: BackboneConfig, data: Dataset) -> ExitBody:
     """The body, untrained but for ``pretrained`` weights. Draws from the global generator: seed it first."""
     side = config.resize or data.info["side"]
     shape = {"side": side, "channels": data.info["channels"], "n_classes": data.info["n_classes"]}
@@ -135,43 +140,95 @@ def _valid_loss(valid: Batches, model: nn.Module) -> dict[str, float]:
     return {"valid_loss": total / n, "valid_accuracy": right / n}
 
 
-def train_backbone(
-    config: JeiConfig, data: Dataset, result: Result, device: torch.device, progress: bool
-) -> tuple[ExitBody, Augment | nn.Identity]:
-    """The frozen body in eval mode, and its augmentation; curves ``backbone`` and, if fine-tuned, ``finetune``."""
+def augmentation(config: BackboneConfig, data: Dataset, device: torch.device) -> nn.Module:
+    """What the training images go through, from its beginning."""
+    flip = bool(data.info.get("flip", False))
+    return Augment(config.seed, flip, device) if config.augment else nn.Identity()
+
+
+def _fit(
+    config: BackboneConfig,
+    data: Dataset,
+    network: nn.Module,
+    result: Result,
+    curve: str,
+    progress: bool,
+    *,
+    epochs: int,
+    rate: float,
+) -> None:
+    device = next(network.parameters()).device
     columns = {name: {key: split[key] for key in ("image", "label")} for name, split in data.splits.items()}
     options = {"device": device, "keep_on_device": True}
     train = Batches(columns["train"], config.backbone_batch, shuffle=True, seed=config.seed, **options)
     valid = Batches({key: values[data.valid["part"] == 1] for key, values in columns["valid"].items()}, 512, **options)
+    model = Trained(network, augmentation(config, data, device), config.precision)
+    steps = epochs * len(train)
+    fit(
+        model,
+        train,
+        _loss,
+        optimizer=torch.optim.AdamW(model.parameters(), rate, weight_decay=config.backbone_decay),
+        coefficients={"label": 1.0},
+        evaluate=partial(_valid_loss, valid),
+        config=FitConfig(
+            epochs=epochs,
+            learning_rate=LearningRate(max(1, steps // 10), steps, floor=0.01),
+            clip_norm=1.0,
+            progress=progress,
+        ),
+        result=result,
+        curve=curve,
+        resume=True,
+    )
+
+
+def train_backbone(
+    config: BackboneConfig, data: Dataset, result: Result, device: torch.device, progress: bool
+) -> ExitBody:
+    """The frozen body in eval mode; curve ``backbone``. Draws from the global generator: seed it first."""
     body = build_backbone(config, data).to(device)
-    flip = bool(data.info.get("flip", False))
-    augment = Augment(config.seed, flip, device) if config.augment else nn.Identity()
-    stages = [(body, config.backbone_epochs, config.backbone_rate, "backbone")]
-    if config.finetune_epochs:
-        network = AllExits(body, data.info["n_classes"]).to(device)
-        stages.append((network, config.finetune_epochs, config.backbone_rate / 2, "finetune"))
-    for network, epochs, rate, curve in stages:
-        model = Trained(network, augment, config.precision)
-        steps = epochs * len(train)
-        fit(
-            model,
-            train,
-            _loss,
-            optimizer=torch.optim.AdamW(model.parameters(), rate, weight_decay=config.backbone_decay),
-            coefficients={"label": 1.0},
-            evaluate=partial(_valid_loss, valid),
-            config=FitConfig(
-                epochs=epochs,
-                learning_rate=LearningRate(max(1, steps // 10), steps, floor=0.01),
-                clip_norm=1.0,
-                progress=progress,
-            ),
-            result=result,
-            curve=curve,
-            resume=True,
-        )
-    body.requires_grad_(False)
-    return body.eval(), augment
+    about = {"epochs": config.backbone_epochs, "rate": config.backbone_rate}
+    _fit(config, data, body, result, "backbone", progress, **about)
+    return body.requires_grad_(False).eval()
+
+
+def finetune(config: JeiConfig, data: Dataset, body: ExitBody, result: Result, progress: bool) -> ExitBody:
+    """The body trained further, for all exits at once, and frozen again; curve ``finetune``."""
+    seed_everything(config.seed)  # the same linear modules whether the body was trained or found
+    network = AllExits(body.train().requires_grad_(True), data.info["n_classes"]).to(next(body.parameters()).device)
+    about = {"epochs": config.finetune_epochs, "rate": config.backbone_rate / 2}
+    _fit(config, data, network, result, "finetune", progress, **about)
+    return body.requires_grad_(False).eval()
+
+
+def shared_backbone(
+    config: BackboneConfig, data: Dataset, device: torch.device, *, root: Path | str | None = None, progress: bool
+) -> tuple[ExitBody, Result]:
+    """The frozen body and the Result of its training, which all runs with the same backbone share.
+
+    The weights lie beside the Result. Where they do not (recorded Results come without), the body is trained again.
+    """
+    kept: list[ExitBody] = []
+
+    def compute(result: Result) -> dict[str, Any]:
+        kept.append(train_backbone(config, data, result, device, progress))
+        with atomic_file(_weights_path(result)) as file:
+            torch.save(kept[0].state_dict(), file)
+        return {"valid_accuracy": result.curves["backbone"][-1]["valid_accuracy"]}
+
+    result = run_cached(BACKBONE, config, compute, root=root)
+    if not _weights_path(result).is_file():
+        result = run_cached(BACKBONE, config, compute, root=root, recompute=True)
+    if not kept:
+        body = build_backbone(config, data)
+        body.load_state_dict(torch.load(_weights_path(result), map_location="cpu", weights_only=True))
+        kept.append(body.to(device).requires_grad_(False).eval())
+    return kept[0], result
+
+
+def _weights_path(result: Result) -> Path:
+    return result.path.with_suffix(".pt")
 
 
 def cached_features(

@@ -16,6 +16,7 @@ All thresholds come from the validation part "thresholds".
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -64,11 +65,12 @@ def _policies(
     """(modules, method, setting, exits per set of samples)."""
     parts = trained["separate"]
 
+    @cache
+    def confidences(modules: str, kind: str) -> dict[str, Tensor]:
+        return {name: confidence(logits, kind) for name, (logits, _) in trained[modules].items()}
+
     def cut(modules: str, kind: str, thresholds: Tensor) -> dict[str, Tensor]:
-        return {
-            name: apply_thresholds(confidence(logits, kind), thresholds.to(logits))
-            for name, (logits, _) in trained[modules].items()
-        }
+        return {name: apply_thresholds(sure, thresholds.to(sure)) for name, sure in confidences(modules, kind).items()}
 
     for level in range(len(costs)):
         exits = {
@@ -80,7 +82,7 @@ def _policies(
             suffix = "" if kind == "probability" else f"_{kind}"
             names = (f"geometric{suffix}", f"shared{suffix}")
             names = names if modules == "separate" else (modules, f"{modules}_shared")
-            sure = confidence(trained[modules]["thresholds"][0], kind).cpu().float()
+            sure = confidences(modules, kind)["thresholds"].cpu().float()
             for method, setting, thresholds in _thresholds(config, sure, names):
                 yield modules, method, setting, cut(modules, kind, thresholds)
     logits, labels = parts["thresholds"]

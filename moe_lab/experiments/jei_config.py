@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from moe_lab.exits.joint import GATE_INPUTS
@@ -64,7 +64,7 @@ _CIFAR: dict[str, Any] = {
     "body": "t2t_7",
     "augment": True,
     "feature_copies": 4,
-    "backbone_epochs": 80,
+    "backbone_epochs": 50,
     "backbone_batch": 512,
     "backbone_rate": 1e-3,
     "precision": "bfloat16",
@@ -97,8 +97,8 @@ ABLATIONS: tuple[dict[str, Any], ...] = (
 
 
 @dataclass(frozen=True)
-class JeiConfig:
-    """One backbone and, on it, JEI-DNN at every price beside all baselines.
+class BackboneConfig:
+    """A body, trained once for all runs that differ in its exits only.
 
     Attributes:
         seed: of weights and batches.
@@ -113,27 +113,6 @@ class JeiConfig:
         backbone_epochs, backbone_batch, backbone_rate, backbone_decay: its training (AdamW, warm-up and cosine).
         augment: shifted and, where the label allows it, mirrored images in the training of the backbone.
         precision: of the backbone: "float32", or "bfloat16" for autocast. Exits train in float32.
-        finetune_epochs: then so many epochs of backbone and linear modules together, all exits at once; 0: frozen
-            backbone, as in the paper.
-        feature_copies: training images whose features are cached: as they are, and so many - 1 augmented copies.
-        prices: lambdas, trained side by side.
-        warmup, phase_steps, final_gate_steps, steps: see `Phases`; ``phase_steps`` is both kinds' length.
-        warmup_patience: see `DynamicWarmup` (in evaluations, 100 steps apart); None: a warm-up of fixed length.
-        warmup_loss: see `ExitTraining`; "sum" wants a smaller ``module_rate``.
-        gate_rate: learning rate of gates (SGD).
-        module_rate: learning rate of inference modules (SGD), whose loss is a mean over exits. Where the loss is a sum
-            over exits (BoostedNet, L2W-DEN) the rate is divided by their number: all modules step alike.
-        mode: how inference modules are trained, see `exits.losses`; "released" is plain cross entropy.
-        balance: of the gates' targets.
-        model: exit model.
-        gate_inputs: what gates see, see `exits.joint`.
-        omega: of the baseline BoostedNet.
-        weighted: setting of the baseline L2W-DEN, see `WEIGHTINGS`.
-        rhos: of the geometric baseline.
-        n_thresholds: of the baseline with one threshold for all exits, from low to high.
-        alpha: accepted miscoverage of prediction sets.
-        alphas: more of them, for the curve "conformal".
-        batch_size: images per step of exits.
         device: "cpu", "cuda" or "auto".
 
     Raises:
@@ -158,6 +137,54 @@ class JeiConfig:
     backbone_decay: float = 0.05
     augment: bool = False
     precision: str = "float32"
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        check_name("body", self.body, BODIES)
+        check_name("precision", self.precision, ("float32", "bfloat16"))
+        if self.body == "vit" and self.layers < 2:
+            raise ValueError(f"layers must be at least 2: one exit is no choice; got {self.layers}")
+        if self.pretrained is not None and not self.body.startswith("t2t"):
+            raise ValueError(f"pretrained weights are those of a T2T body ('t2t_7', 't2t_14'), not of {self.body!r}")
+        self._at_least_1("backbone_epochs", "backbone_batch", "blocks_per_stage")
+
+    def _at_least_1(self, *names: str) -> None:
+        for name in names:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class JeiConfig(BackboneConfig):
+    """One backbone and, on it, JEI-DNN at every price beside all baselines.
+
+    Attributes:
+        finetune_epochs: then so many epochs of backbone and linear modules together, all exits at once; 0: frozen
+            backbone, as in the paper.
+        feature_copies: training images whose features are cached: as they are, and so many - 1 augmented copies.
+        prices: lambdas, trained side by side.
+        warmup, phase_steps, final_gate_steps, steps: see `Phases`; ``phase_steps`` is both kinds' length.
+        warmup_patience: see `DynamicWarmup` (in evaluations, 100 steps apart); None: a warm-up of fixed length.
+        warmup_loss: see `ExitTraining`; "sum" wants a smaller ``module_rate``.
+        gate_rate: learning rate of gates (SGD).
+        module_rate: learning rate of inference modules (SGD), whose loss is a mean over exits. Where the loss is a sum
+            over exits (BoostedNet, L2W-DEN) the rate is divided by their number: all modules step alike.
+        mode: how inference modules are trained, see `exits.losses`; "released" is plain cross entropy.
+        balance: of the gates' targets.
+        model: exit model.
+        gate_inputs: what gates see, see `exits.joint`.
+        omega: of the baseline BoostedNet.
+        weighted: setting of the baseline L2W-DEN, see `WEIGHTINGS`.
+        rhos: of the geometric baseline.
+        n_thresholds: of the baseline with one threshold for all exits, from low to high.
+        alpha: accepted miscoverage of prediction sets.
+        alphas: more of them, for the curve "conformal".
+        batch_size: images per step of exits.
+
+    Raises:
+        ValueError: a value that cannot be meant.
+    """
+
     finetune_epochs: int = 0
     feature_copies: int = 1
     prices: tuple[float, ...] = (0.0, 0.1, 0.3, 0.6, 1.0, 2.0)
@@ -180,40 +207,24 @@ class JeiConfig:
     alpha: float = 0.05
     alphas: tuple[float, ...] = (0.01, 0.02, 0.05, 0.1, 0.2)
     batch_size: int = 64
-    device: str = "cpu"
 
     def __post_init__(self) -> None:
-        check_name("body", self.body, BODIES)
+        super().__post_init__()
         check_mode(self.mode)
         check_balance(self.balance)
         check_model(self.model)
         check_name("gate inputs", self.gate_inputs, GATE_INPUTS)
         check_name("warm-up loss", self.warmup_loss, WARMUP_LOSSES)
         check_name("setting of L2W-DEN", self.weighted, WEIGHTINGS)
-        check_name("precision", self.precision, ("float32", "bfloat16"))
         if not self.prices or min(self.prices) < 0:
             raise ValueError(f"prices must be lambdas that are not negative, at least one; got {self.prices}")
-        if self.body == "vit" and self.layers < 2:
-            raise ValueError(f"layers must be at least 2: one exit is no choice; got {self.layers}")
         if not all(0 < alpha < 1 for alpha in (self.alpha, *self.alphas)):
             raise ValueError(f"alpha must be between 0 and 1, got {self.alpha} and {self.alphas}")
-        for name in (
-            "backbone_epochs",
-            "backbone_batch",
-            "batch_size",
-            "phase_steps",
-            "blocks_per_stage",
-            "feature_copies",
-            "n_thresholds",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        self._at_least_1("batch_size", "phase_steps", "feature_copies", "n_thresholds")
         if self.finetune_epochs < 0:
             raise ValueError(f"finetune_epochs must not be negative, got {self.finetune_epochs}")
         if self.feature_copies > 1 and not self.augment:
             raise ValueError("feature_copies are augmented copies: set augment=True, or feature_copies=1")
-        if self.pretrained is not None and not self.body.startswith("t2t"):
-            raise ValueError(f"pretrained weights are those of a T2T body ('t2t_7', 't2t_14'), not of {self.body!r}")
         self.phases  # noqa: B018 - impossible phases are refused here, not after the backbone was trained
 
     @classmethod
@@ -230,3 +241,8 @@ class JeiConfig:
     def phases(self) -> Phases:
         """Warm-up, then gates and modules in turn, gates last."""
         return Phases(self.warmup, self.phase_steps, self.phase_steps, self.final_gate_steps, self.steps)
+
+    @property
+    def backbone(self) -> BackboneConfig:
+        """The part that the training of the backbone looks at."""
+        return BackboneConfig(**{each.name: getattr(self, each.name) for each in fields(BackboneConfig)})

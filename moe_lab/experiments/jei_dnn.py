@@ -1,6 +1,7 @@
 """JEI-DNN on a backbone, beside every baseline, on one whole test set (Regol et al., ICLR 2024, section 5).
 
-1. Train a body on the training images; freeze it; compute the features behind every block once (`jei_backbone`).
+1. Train a body on the training images, once for all runs that share it; freeze it; compute the features behind every
+   block once (`jei_backbone`).
 2. Train inference modules and gates for all prices side by side (`exits.joint`); each price keeps its own best weights
    by loss + price x cost.
 3. Train modules without gates: plain cross entropy in the same phases ("separate": with mode "released" the modules are
@@ -34,11 +35,13 @@ from moe_lab.exits.joint import JointExits
 from moe_lab.exits.losses import cross_entropies
 from moe_lab.exits.weighted import WeightedExits
 from moe_lab.experiments.jei_backbone import (
+    augmentation,
     build_backbone,
     cached_features,
+    finetune,
     load_images,
     normalised_costs,
-    train_backbone,
+    shared_backbone,
 )
 from moe_lab.experiments.jei_baselines import baselines
 from moe_lab.experiments.jei_config import WEIGHTINGS, JeiConfig
@@ -70,7 +73,7 @@ Cached = dict[str, dict[str, Tensor]]
 
 
 def run(config: JeiConfig, *, root: Path | str | None = None, recompute: bool = False, progress: bool = True) -> Result:
-    """Train, test, or read the finished Result back.
+    """Train, test, or read the finished Result back. ``recompute`` leaves the backbone, which other runs share.
 
     Returns:
         A Result with the curves of all trainings (``backbone``, perhaps ``finetune``, ``joint``, ``separate``,
@@ -78,7 +81,8 @@ def run(config: JeiConfig, *, root: Path | str | None = None, recompute: bool = 
         ``by_exit``, ``conformal`` and ``reliability`` of JEI-DNN and of the thresholds that cost about as much.
         Metrics: see `_train_and_test`.
     """
-    return run_cached(EXPERIMENT, config, partial(_train_and_test, config, progress), root=root, recompute=recompute)
+    compute = partial(_train_and_test, config, root, progress)
+    return run_cached(EXPERIMENT, config, compute, root=root, recompute=recompute)
 
 
 def part(split: dict[str, Tensor], index: int) -> dict[str, Tensor]:
@@ -197,22 +201,29 @@ def _fit_baseline(
 
 def _learned(config: JeiConfig, joint: JointExits, cached: Cached) -> Iterator[Contender]:
     """JEI-DNN at every price."""
-    found = {name: joint.decide(cached[name]["features"], cached[name]["last"]) for name in ("test", "calibration")}
+    found = {
+        name: tuple(values.cpu() for values in joint.decide(cached[name]["features"], cached[name]["last"]))
+        for name in ("test", "calibration")
+    }
     for index, price in enumerate(config.prices):
         test, known = (
-            Answers(logits[index], cached[name]["label"], exits[index]) for name, (logits, exits) in found.items()
+            Answers(logits[index], cached[name]["label"].cpu(), exits[index]) for name, (logits, exits) in found.items()
         )
         yield Contender("jei_dnn", price, test, known, exit_temperatures(known.logits, known.labels))
 
 
-def _train_and_test(config: JeiConfig, progress: bool, result: Result) -> dict[str, Any]:
+def _train_and_test(config: JeiConfig, root: Path | str | None, progress: bool, result: Result) -> dict[str, Any]:
     """Metrics: backbone_accuracy, exit_accuracy (separately trained modules, per exit), costs (per exit),
     million_multiply_adds; gain_over_<baseline>: mean accuracy difference at equal cost, over all prices;
     middle_gain_over_<baseline>: over those of cost .4 to .85; sets_minus_<baseline>: the same difference in set size;
     coverage and set_size (means over prices); best_steps (per price); title of the data, n_exits, seconds."""
     device = pick_device(config.device)
     data = load_images(config)
-    body, augment = train_backbone(config, data, result, device, progress)
+    body, trained_body = shared_backbone(config.backbone, data, device, root=root, progress=progress)
+    result.curves["backbone"] = list(trained_body.curves["backbone"])
+    if config.finetune_epochs:
+        body = finetune(config, data, body, result, progress)
+    augment = augmentation(config, data, device)
     costs, millions = normalised_costs(body, data)
     valid = cached_features(body, data.valid, device)
     cached = {
@@ -228,13 +239,13 @@ def _train_and_test(config: JeiConfig, progress: bool, result: Result) -> dict[s
     boosted, weighted = (_fit_baseline(config, cached, name, result, progress) for name in ("boosted", "weighted"))
 
     def logits_of(model: Any, name: str) -> Tensor:
-        found = model.logits(cached[name]["features"], cached[name]["last"]).detach()
+        found = model.logits(cached[name]["features"], cached[name]["last"]).detach().cpu()  # scores: small work
         return found[0] if isinstance(model, JointExits) else found
 
     names = ("thresholds", "calibration", "test")
     modules_of = {"separate": separate, "constant": constant, "boosted": boosted, "weighted": weighted}
     trained = {
-        modules: {name: (logits_of(model, name), cached[name]["label"]) for name in names}
+        modules: {name: (logits_of(model, name), cached[name]["label"].cpu()) for name in names}
         for modules, model in modules_of.items()
     }
     learned = list(_learned(config, joint, cached))

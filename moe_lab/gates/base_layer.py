@@ -23,13 +23,34 @@ from torch import Tensor, nn
 from moe_lab.gates.base import Gate
 from moe_lab.routing import Routing
 
+_SWEEPS = 4
+"""Each leaves about a tenth of the tokens that are still too many at some expert."""
+
+
+def _prices(scores: Tensor, fair: int) -> Tensor:
+    """(E,) prices p at which argmax_e s_te - p_e is nearly balanced: each expert in turn asks as much as leaves it
+    ``fair`` tokens at the others' prices (coordinate descent on the dual of the assignment)."""
+    n_experts = scores.shape[1]
+    prices = scores.new_zeros(n_experts)
+    if n_experts < 2 or fair < 1:
+        return prices
+    for _ in range(_SWEEPS):
+        for expert in range(n_experts):
+            net = scores - prices
+            net[:, expert] = -torch.inf
+            top = (scores[:, expert] - net.max(1).values).topk(fair + 1).values
+            prices[expert] = (top[-2] + top[-1]) / 2
+    return prices
+
 
 @torch.no_grad()
 def balanced_assignment(scores: Tensor) -> Tensor:
     """The assignment with the largest total score among those that are balanced.
 
-    Shortest augmenting paths between *experts*, from the greedy choice: only tokens too many at an expert move, along
-    the chain of experts that costs least. O(moved tokens x (E^3 + T)); the Hungarian method on T x T takes O(T^3).
+    Two steps. Prices of experts, found where the scores are, make the greedy choice nearly balanced. Whoever is still
+    too many moves along the chain of experts that costs least (shortest augmenting paths between *experts*, on the
+    CPU): O(moved tokens x (E^3 + T)), where the Hungarian method on T x T takes O(T^3). The answer is exact whatever
+    the prices are: the greedy choice at any prices is the best one with its own numbers of tokens per expert.
 
     Args:
         scores: (T, E).
@@ -41,17 +62,19 @@ def balanced_assignment(scores: Tensor) -> Tensor:
         ValueError: a score is not finite: no assignment is best then.
     """
     n_tokens, n_experts = scores.shape
-    s = scores.detach().cpu().double().numpy()
-    if not np.isfinite(s).all():
+    if not scores.isfinite().all():
         raise ValueError("BASE: scores must be finite; the tokens, or the centroids, hold NaN or infinity")
-    fair, free = divmod(n_tokens, n_experts)  # ``free`` experts may take one token more
-    chosen = s.argmax(1)
-    surplus = np.bincount(chosen, minlength=n_experts) - fair
+    fair, free = divmod(n_tokens, n_experts)  # ``free`` experts take one token more
+    prices = _prices(scores.detach(), fair).cpu().double().numpy()
+    s = scores.detach().cpu().double().numpy()
+    chosen = (s - prices).argmax(1)
+    has_extra = np.zeros(n_experts, dtype=bool)
+    has_extra[np.argsort(-prices, kind="stable")[:free]] = True  # the dearest: most wanted
+    surplus = np.bincount(chosen, minlength=n_experts) - fair - has_extra
     # cost[a, b]: least loss of score by moving one token from a to b; node E stands for the places beyond the fair
     # share.
     cost = np.full((n_experts + 1, n_experts + 1), np.inf)
     mover = np.zeros((n_experts, n_experts), dtype=np.int64)
-    has_extra = np.zeros(n_experts, dtype=bool)
 
     def refresh(expert: int) -> None:
         members = np.flatnonzero(chosen == expert)
@@ -77,11 +100,8 @@ def balanced_assignment(scores: Tensor) -> Tensor:
             if not shorter.any():
                 break
             distance, before = np.where(shorter, shortest, distance), np.where(shorter, via, before)
-        node = int(np.where(np.append(surplus < 0, free > 0), distance, np.inf).argmin())
-        if node == n_experts:
-            free -= 1
-        else:
-            surplus[node] += 1
+        node = int(np.where(surplus < 0, distance[:-1], np.inf).argmin())
+        surplus[node] += 1
         moves = []
         while before[node] >= 0:
             source = int(before[node])

@@ -11,8 +11,10 @@ from moe_lab.exits.policies import confidence
 from moe_lab.experiments import jei_backbone, jei_baselines, jei_dnn, jei_score
 from moe_lab.experiments.jei_backbone import (
     Augment,
+    augmentation,
     build_backbone,
     cached_features,
+    finetune,
     load_images,
     normalised_costs,
     train_backbone,
@@ -226,7 +228,8 @@ def test_images_may_be_enlarged_on_the_way_in():
 def test_augmented_copies_follow_the_images_as_they_are(tmp_path):
     config = tiny(augment=True, feature_copies=3, backbone_epochs=1)
     data, cpu = load_images(config), torch.device("cpu")
-    body, augment = train_backbone(config, data, Result.open("jei_dnn", config, root=tmp_path), cpu, False)
+    body = train_backbone(config, data, Result.open("jei_dnn", config, root=tmp_path), cpu, False)
+    augment = augmentation(config, data, cpu)
     plain = cached_features(body, data.train, cpu)
     copies = cached_features(body, data.train, cpu, augment=augment, copies=3)
     n = len(plain["label"])
@@ -234,6 +237,24 @@ def test_augmented_copies_follow_the_images_as_they_are(tmp_path):
     assert torch.equal(copies["label"].reshape(3, n), plain["label"].expand(3, n))
     assert (copies["features"][n : 2 * n] - plain["features"]).abs().max() > 0.1
     assert not torch.equal(copies["features"][n : 2 * n], copies["features"][2 * n :])
+
+
+def test_runs_that_differ_in_their_exits_share_a_backbone(tmp_path, monkeypatch):
+    trained = []
+    real = jei_backbone.train_backbone
+    monkeypatch.setattr(jei_backbone, "train_backbone", lambda *a, **o: trained.append(1) or real(*a, **o))
+    first = run(tiny(mode="expected"), root=tmp_path, progress=False)
+    second = run(tiny(mode="single"), root=tmp_path, progress=False)
+    assert len(trained) == 1
+    assert first.curves["backbone"] == second.curves["backbone"]
+    assert first.metrics["backbone_accuracy"] == second.metrics["backbone_accuracy"]
+    (weights,) = (tmp_path / jei_backbone.BACKBONE).glob("*.pt")
+    weights.unlink()  # recorded Results come without
+    again = run(tiny(mode="single"), root=tmp_path, recompute=True, progress=False)
+    assert len(trained) == 2 and weights.is_file()
+    assert again.curves["points"] == second.curves["points"]
+    run(tiny(mode="single", seed=1), root=tmp_path, progress=False)
+    assert len(trained) == 3
 
 
 def test_nothing_is_augmented_in_evaluation():
@@ -248,10 +269,12 @@ def test_fine_tuning_trains_the_body_for_all_exits(tmp_path):
         config = tiny(finetune_epochs=epochs)
         torch.manual_seed(0)
         result = Result.open("jei_dnn", config, root=tmp_path)
-        bodies.append(train_backbone(config, load_images(config), result, cpu, False)[0])
+        data = load_images(config)
+        body = train_backbone(config, data, result, cpu, False)
+        bodies.append(finetune(config, data, body, result, False) if epochs else body)
     frozen, tuned = (body.blocks[0].feed_forward.layers[0].weight for body in bodies)
     assert not torch.equal(frozen, tuned) and not tuned.requires_grad
-    losses = [row["valid_loss"] for row in result.curves["finetune"]]
+    losses = [row["train_loss"] for row in result.curves["finetune"]]
     assert losses[-1] < losses[0] and len(losses) == 3
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
 from moe_lab.experts import MLPExperts, MoE
-from moe_lab.gates import BaseLayerGate, ExpertChoiceGate, HashGate, StableGate
+from moe_lab.gates import BaseLayerGate, ExpertChoiceGate, HashGate, StableGate, base_layer
 from moe_lab.gates.base_layer import balanced_assignment
 
 
@@ -33,6 +34,25 @@ def test_base_assignment_is_the_best_balanced_one(seed):
     )
     found = balanced_assignment(scores)
     assert scores[torch.arange(6), found].sum().item() == pytest.approx(best, abs=1e-5)
+
+
+@given(st.integers(1, 30), st.integers(2, 5), st.integers(0, 999))
+def test_base_assignment_is_as_good_whatever_the_prices_it_starts_from(n_tokens, n_experts, seed):
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randn(n_tokens, n_experts, generator=generator).mul(4).round() / 4  # ties, too
+    found = [balanced_assignment(scores)]
+    for prices in (torch.zeros(n_experts), torch.randn(n_experts, generator=generator) * 3):
+        with patch.object(base_layer, "_prices", lambda scores, fair, prices=prices: prices):
+            found.append(balanced_assignment(scores))
+    first, *others = (scores.gather(1, chosen.unsqueeze(1)).sum().item() for chosen in found)
+    assert others == pytest.approx([first] * 2, abs=1e-5)
+
+
+def test_prices_leave_few_tokens_to_move():
+    scores = torch.randn(4000, 8, generator=torch.Generator().manual_seed(0)) + 2 * torch.arange(8)
+    assert torch.bincount(scores.argmax(1), minlength=8).max() > 2000
+    priced = torch.bincount((scores - base_layer._prices(scores, 500)).argmax(1), minlength=8)
+    assert (priced - 500).abs().max() <= 20
 
 
 def test_base_is_balanced_in_training_and_greedy_in_evaluation():
