@@ -1,44 +1,102 @@
-"""``python -m moe_lab.bench cpu [--tables NAME ...] [--threads N] [--rounds N] [--steps N] ...``; see ``--help``."""
+"""``python -m moe_lab.bench cpu [--tables NAME ...] ...`` and ``python -m moe_lab.bench gpu ...``; see ``--help``."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import shlex
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-from moe_lab.bench.cpu import TABLES, CpuBenchConfig, run
+from moe_lab.bench import cpu, gpu, gpu_scattermoe
+from moe_lab.bench.cpu import CpuBenchConfig
+from moe_lab.bench.gpu import GpuBenchConfig
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Parse and run."""
-    default = CpuBenchConfig()
-    parser = argparse.ArgumentParser(prog="python -m moe_lab.bench", description="Measured, not tested.")
-    cpu = parser.add_subparsers(dest="what", required=True).add_parser(
-        "cpu",
-        help="training speed of each gate, and what early exits save",
-        description="Tables:\n" + "\n".join(f"  {name:9} {title}" for name, (title, *_) in TABLES.items()),
+def _subcommand(commands, name: str, title: str, tables: Mapping[str, tuple]) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name,
+        help=title,
+        description="Tables:\n" + "\n".join(f"  {table:9} {about[0]}" for table, about in tables.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    cpu.add_argument(
-        "--tables", nargs="+", metavar="NAME", default=[], help=f"of {', '.join(TABLES)} (default: all, minutes)"
+    parser.add_argument(
+        "--tables", nargs="+", metavar="NAME", default=[], help=f"of {', '.join(tables)} (default: all, minutes)"
     )
-    cpu.add_argument("--threads", type=int, help="of PyTorch (default: the project's choice)")
-    cpu.add_argument("--rounds", type=int, default=default.rounds, help="turns of each case (default %(default)s)")
-    cpu.add_argument("--steps", type=int, default=default.steps, help="timed steps per turn (default %(default)s)")
-    cpu.add_argument("--batch", type=int, default=default.batch, help="rows per step (default %(default)s)")
-    cpu.add_argument("--k", type=int, default=default.k, help="(default %(default)s)")
-    cpu.add_argument("--embedding-updates", choices=("dense", "lazy"), default=default.embedding_updates)
-    given = vars(parser.parse_args(arguments))
-    command = ["python", "-m", "moe_lab.bench", given.pop("what")]
+    return parser
+
+
+def _cpu_options(parser: argparse.ArgumentParser) -> None:
+    default = CpuBenchConfig()
+    parser.add_argument("--threads", type=int, help="of PyTorch (default: the project's choice)")
+    parser.add_argument("--rounds", type=int, default=default.rounds, help="turns of each case (default %(default)s)")
+    parser.add_argument("--steps", type=int, default=default.steps, help="timed steps per turn (default %(default)s)")
+    parser.add_argument("--batch", type=int, default=default.batch, help="rows per step (default %(default)s)")
+    parser.add_argument("--k", type=int, default=default.k, help="(default %(default)s)")
+    parser.add_argument("--embedding-updates", choices=("dense", "lazy"), default=default.embedding_updates)
+
+
+def _gpu_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="cuda", help="cuda (default), cuda:1; cpu: a dry run with tiny sizes")
+    parser.add_argument("--rounds", type=int, help="turns of each case (default: each table's own)")
+    parser.add_argument("--steps", type=int, help="timed steps per turn (default: each table's own)")
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--tune", action="store_true", help="moe, gates: choose the kernels' block shapes first")
+    parser.add_argument("--parts", action="store_true", help="moe, gates: also time the parts of ours")
+    parser.add_argument("--side-by-side", type=int, default=200, help="trials: of a stack (default %(default)s)")
+    parser.add_argument("--scattermoe", type=Path, metavar="FOLDER", help="moe: a clone of shawntan/scattermoe")
+
+
+def _cpu(given: dict) -> tuple[CpuBenchConfig, list[str]]:
+    command = []
     for name, value in given.items():
         if value not in (None, []):
             values = value if isinstance(value, list) else [value]
             command += [f"--{name.replace('_', '-')}", *map(str, values)]
+    return CpuBenchConfig(**given | {"tables": tuple(given["tables"])}), command
+
+
+def _gpu(given: dict) -> GpuBenchConfig:
+    frame = {name: given[name] for name in ("rounds", "steps") if given[name] is not None}
+    frame |= {"compiled": not given["no_compile"]}
+    if given["scattermoe"]:
+        gpu_scattermoe.add_path(given["scattermoe"])
+    config = GpuBenchConfig(tuple(given["tables"]), given["device"], side_by_side=given["side_by_side"])
+    closer = {name: given[name] for name in ("tune", "parts")}
+    return dataclasses.replace(
+        config,
+        moe=dataclasses.replace(config.moe, **closer, **frame),
+        gates=dataclasses.replace(config.gates, **closer, **frame),
+        exits=dataclasses.replace(config.exits, **frame),
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse and run."""
+    parser = argparse.ArgumentParser(prog="python -m moe_lab.bench", description="Measured, not tested.")
+    commands = parser.add_subparsers(dest="what", required=True)
+    parsers = {
+        "cpu": _subcommand(commands, "cpu", "training speed of each gate, and what early exits save", cpu.TABLES),
+        "gpu": _subcommand(commands, "gpu", "the MoE layer, gates, early exits and trials on one GPU", gpu.TABLES),
+    }
+    _cpu_options(parsers["cpu"])
+    _gpu_options(parsers["gpu"])
+    given = vars(parser.parse_args(arguments))
+    what, command = given.pop("what"), ["python", "-m", "moe_lab.bench"]
     try:
-        config = CpuBenchConfig(**given | {"tables": tuple(given["tables"])})
+        if what == "cpu":
+            config, options = _cpu(given)
+            command += [what, *options]
+        else:
+            config = _gpu(given)
+            command += sys.argv[1:] if arguments is None else arguments
     except ValueError as error:
-        cpu.error(str(error))
-    run(config, command=shlex.join(command))
+        parsers[what].error(str(error))
+    try:
+        (cpu if what == "cpu" else gpu).run(config, command=shlex.join(command))
+    except gpu.TablesFailed as error:
+        raise SystemExit(str(error)) from None
 
 
 if __name__ == "__main__":

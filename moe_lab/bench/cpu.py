@@ -9,7 +9,6 @@ decision (`experts.dropout`), trees level by level (`gates.comet`), fused Adam (
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from moe_lab.bench.exit_cases import ExitBench, exit_rows
 from moe_lab.bench.exit_training import ExitTrainingBench, training_rows
 from moe_lab.bench.language_cases import DENSE, LanguageBench, LanguageStep, language_gates
 from moe_lab.bench.recommender import BATCH, GateStep, TrainingStep, gate_makers, gate_multiply_adds
+from moe_lab.bench.tables import render
 from moe_lab.bench.timing import take_turns
 from moe_lab.names import check_name
 from moe_lab.results import Result
@@ -114,18 +114,6 @@ def exits_table(config: CpuBenchConfig) -> list[dict]:
 def exit_training_table(config: CpuBenchConfig) -> list[dict]:
     """Training of exits on whole networks and on cached features."""
     return training_rows(config.exit_training)
-
-
-def render(rows: Sequence[dict], columns: Iterable[tuple[str, str, str]]) -> str:
-    """A table in plain text; ``columns``: (key, heading, format)."""
-    columns = list(columns)
-    lines = [[heading for _, heading, _ in columns]]
-    lines += [[format(row[key], form) for key, _, form in columns] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    padded = [[cell.rjust(width) for cell, width in zip(line, widths, strict=True)] for line in lines]
-    return "\n".join(
-        "  ".join([line[0].ljust(widths[0]), *cells[1:]]) for line, cells in zip(lines, padded, strict=True)
-    )
 
 
 _SPEED = ("examples_per_s", "examples/s", ",.0f")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -46,7 +47,8 @@ def tokenised(
     if len(first) == 0:
         raise ValueError("no texts to tokenise")
     pairs = () if second is None else (list(second),)
-    found = tokenizer(list(first), *pairs, truncation=True, max_length=length, padding="max_length")
+    # not padded by the tokenizer: it would hand over Python lists that are mostly padding, which takes most of the time
+    found = tokenizer(list(first), *pairs, truncation=True, max_length=length)
     cut = [index for index, one in enumerate(found.encodings) if one.overflowing]
     if cut and too_long == "error":
         text = first[cut[0]]
@@ -54,9 +56,16 @@ def tokenised(
             f"{len(cut)} of {len(first)} texts have more than {length} tokens, the first is number {cut[0]}: "
             f"{text[:60]!r}; choose a larger length{f' (at most {limit})' if limit else ''} or too_long='cut'"
         )
-    tokens = torch.tensor(found["input_ids"])
-    segments = torch.tensor(found["token_type_ids"]) if "token_type_ids" in found else torch.zeros_like(tokens)
-    arrays = {"tokens": tokens, "segments": segments, "seen": torch.tensor(found["attention_mask"]).bool()}
+    seen = torch.arange(length) < torch.tensor([len(ids) for ids in found["input_ids"]]).unsqueeze(1)
+
+    def padded(name: str, filling: int) -> Tensor:
+        rows = torch.full(seen.shape, filling)
+        rows[seen] = torch.tensor(list(chain.from_iterable(found[name])), dtype=torch.int64)
+        return rows
+
+    tokens = padded("input_ids", tokenizer.pad_token_id)
+    segments = padded("token_type_ids", 0) if "token_type_ids" in found else torch.zeros_like(tokens)
+    arrays = {"tokens": tokens, "segments": segments, "seen": seen}
     return Tokenised(arrays, len(cut))
 
 

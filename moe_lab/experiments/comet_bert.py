@@ -331,9 +331,20 @@ def load_student(
 
 
 def evaluate(
-    config: CometBertConfig, *, root: Path | str | None = None, recompute: bool = False, progress: bool = True
+    config: CometBertConfig,
+    *,
+    root: Path | str | None = None,
+    recompute: bool = False,
+    progress: bool = True,
+    timed: bool = True,
 ) -> Result:
     """Score and measure student and teacher on the test rows.
+
+    Args:
+        config: of the student.
+        root, recompute: see `run_cached`.
+        progress: bars for steps that are missing.
+        timed: False: leave latency and speed-up out; `retime` adds them when nothing else uses the machine.
 
     Returns:
         A Result with the curves ``words`` and ``sentences`` (see `comet_bert_measure`), and those of distillation.
@@ -341,30 +352,62 @@ def evaluate(
         test_score (the task's first metric), test_<metric>, test_loss, valid_<metric>, teacher_score,
         teacher_agreement (share of test rows with the teacher's class), experts_per_token (mean over layers, on test
         tokens), experts_by_layer, decided_by_word (mean over layers), flops_per_token, active_parameters, parameters,
-        and the teacher's as teacher_<name>; latency_ms_1, latency_ms_64 (medians), their quartiles, the teacher's, and
-        speedup_1, speedup_64 (teacher's median over the student's); seconds of distillation.
+        and the teacher's as teacher_<name>; seconds of distillation; if ``timed``, latency_ms_1, latency_ms_64
+        (medians), their quartiles, the teacher's, speedup_1, speedup_64 (teacher's median over the student's), and
+        timed_alone: False, see `retime`.
     """
-    return run_cached(EXPERIMENT, config, partial(_evaluate, config, root, progress), root=root, recompute=recompute)
+    compute = partial(_evaluate, config, root, progress, timed)
+    return run_cached(EXPERIMENT, config, compute, root=root, recompute=recompute)
+
+
+def retime(config: CometBertConfig, *, root: Path | str | None = None) -> Result:
+    """Measure the latencies of an evaluation once more, and keep all else that its Result says.
+
+    Runs that share a machine disturb each other's clocks: what was trained side by side is timed afterwards, one run
+    after the other. The metric ``timed_alone`` is True from then on; that nothing else runs is the caller's promise.
+
+    Returns:
+        The Result of `evaluate`, saved.
+
+    Raises:
+        FileNotFoundError: weights are not here, see `load_weights`.
+    """
+    result = evaluate(config, root=root, progress=False, timed=False)
+    student, teacher, texts = _to_compare(config, root, progress=False)
+    result.metrics |= _latency_metrics(config, student, teacher, texts) | {"timed_alone": True}
+    result.save()
+    return result
 
 
 def run(
-    config: CometBertConfig, *, root: Path | str | None = None, recompute: bool = False, progress: bool = True
+    config: CometBertConfig,
+    *,
+    root: Path | str | None = None,
+    recompute: bool = False,
+    progress: bool = True,
+    timed: bool = True,
 ) -> Result:
     """All steps that are missing; the Result of `evaluate`. ``recompute``: evaluation and student, not the teacher."""
     if config.gate != "teacher":
         distil(config, root=root, recompute=recompute, progress=progress)
-    return evaluate(config, root=root, recompute=recompute, progress=progress)
+    return evaluate(config, root=root, recompute=recompute, progress=progress, timed=timed)
 
 
-def _evaluate(config: CometBertConfig, root: Any, progress: bool, result: Result) -> dict[str, Any]:
+def _to_compare(
+    config: CometBertConfig, root: Any, progress: bool
+) -> tuple[SentenceClassifier | None, SentenceClassifier, Texts]:
+    """Student (None for gate "teacher"), teacher, texts."""
+    if config.gate == "teacher":
+        return None, *load_teacher(config, root=root, progress=progress)
+    return load_student(config, root=root, progress=progress)
+
+
+def _evaluate(config: CometBertConfig, root: Any, progress: bool, timed: bool, result: Result) -> dict[str, Any]:
     result.curves.clear()
     metrics: dict[str, Any] = {}
-    if config.gate == "teacher":
-        teacher, texts = load_teacher(config, root=root, progress=progress)
-        student, trained = None, finetune(config, root=root)
-    else:
-        trained = distil(config, root=root, progress=progress)
-        student, teacher, texts = load_student(config, root=root, progress=progress)
+    student, teacher, texts = _to_compare(config, root, progress)
+    trained = finetune(config, root=root) if student is None else distil(config, root=root)
+    if student is not None:
         for curve in ("epochs", "routing", "distances"):
             result.curves[curve] = trained.curves[curve]
     test = texts.arrays["test"]
@@ -382,10 +425,7 @@ def _evaluate(config: CometBertConfig, root: Any, progress: bool, result: Result
     decided = tally.decided_by_word()
     if student is None:  # one expert for all
         experts = decided = [1.0] * len(teacher.encoder.encoder.layer)
-    models = {"teacher": teacher} if student is None else {"teacher": teacher, "student": student}
-    counted = {name: costs(model, length, experts if name == "student" else None) for name, model in models.items()}
-    timings = latencies(config, models, test, config.latency_rounds)
-    subject = "teacher" if student is None else "student"
+    of_its_own = costs(teacher, length, None)
     metrics |= {
         "test_score": _first(own.metrics),
         **{f"test_{name}": value for name, value in own.metrics.items()},
@@ -394,13 +434,26 @@ def _evaluate(config: CometBertConfig, root: Any, progress: bool, result: Result
         "teacher_score": _first(of_teacher.metrics),
         "teacher_agreement": agreement(own.logits, of_teacher.logits),
         "tokens_per_sentence": length,
-        **counted[subject],
-        **{f"teacher_{name}": value for name, value in counted["teacher"].items()},
+        **(of_its_own if student is None else costs(student, length, experts)),
+        **{f"teacher_{name}": value for name, value in of_its_own.items()},
         "experts_per_token": sum(experts) / len(experts),
         "experts_by_layer": experts,
         "decided_by_word": sum(decided) / len(decided),
         "seconds": trained.metrics["seconds"],
     }
+    if timed:
+        metrics |= _latency_metrics(config, student, teacher, texts) | {"timed_alone": False}
+    return metrics
+
+
+def _latency_metrics(
+    config: CometBertConfig, student: SentenceClassifier | None, teacher: SentenceClassifier, texts: Texts
+) -> dict[str, Any]:
+    """What a forward pass takes; without a student the teacher beside itself."""
+    models = {"teacher": teacher} if student is None else {"teacher": teacher, "student": student}
+    timings = latencies(config, models, texts.arrays["test"], config.latency_rounds)
+    subject = "teacher" if student is None else "student"
+    metrics: dict[str, Any] = {}
     for size in LATENCY_BATCHES:
         own_time, base = timings[f"{subject}_{size}"], timings[f"teacher_{size}"]
         low, high = own_time.quartiles

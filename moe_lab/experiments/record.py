@@ -9,7 +9,7 @@
     python -m moe_lab.experiments.record --what masked --out data/recorded --workers 6 --seeds 0 1 2
     python -m moe_lab.experiments.record --what translation --out data/recorded --workers 6 --seeds 0 1 2
     python -m moe_lab.experiments.record --what exits --out data/recorded --workers 16 --seeds 0 1 2
-    python -m moe_lab.experiments.record --what bert --seeds 0 1 2 --plan-only        (the teacher, once)
+    python -m moe_lab.experiments.record --what bert --seeds 0 1 2 --plan-only        (the teachers, once)
     python -m moe_lab.experiments.record --what bert --out data/recorded --workers 3 --seeds 0 1 2
     python -m moe_lab.experiments.record --what exits-cifar --out data/recorded --workers 2 --seeds 0 1 2
 
@@ -25,14 +25,15 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from moe_lab.experiments.parallel import in_parallel
 from moe_lab.paths import recorded_dir, runs_dir
-from moe_lab.results import Result, to_frame
+from moe_lab.results import Result, find_results, to_frame
+from moe_lab.results.plain import to_plain
 
 GATES = ("softmax", "hash", "hash_balanced", "hash+", "topk", "topk+", "dselect_k", "dselect_k+", "comet", "comet+")
 
@@ -47,6 +48,7 @@ class Recording:
         columns: of the printed table: fields of the config, then metrics.
         workers_inside: a run uses the workers itself (a study with many trials); else runs are spread over them.
         prepare: (config, root): what ``--plan-only`` does.
+        time: (config, root) -> Result: measures a finished run's milliseconds, when no other run is under way.
     """
 
     configs: Callable[[argparse.Namespace], Sequence[Any]]
@@ -54,6 +56,7 @@ class Recording:
     columns: tuple[str, ...]
     workers_inside: bool = False
     prepare: Callable[[Any, Path], Any] | None = None
+    time: Callable[[Any, Path], Result] | None = None
 
 
 def _recommender_configs(options: argparse.Namespace) -> list[Any]:
@@ -197,23 +200,47 @@ _EXIT_METRICS = ("backbone_accuracy", "gain_over_geometric", "gain_over_shared",
 
 
 def _bert_configs(options: argparse.Namespace) -> list[Any]:
-    """Every gate, seed by seed; the teacher, which all of them share, once."""
-    from moe_lab.experiments.comet_bert_config import PAPER_GATES, CometBertConfig
+    """Teacher by teacher, seed by seed: every gate for the first teacher, for the others what the claims are about.
 
-    gates = options.gates or PAPER_GATES
-    pairs = [(seed, gate) for seed in options.seeds for gate in gates]
-    return [
-        CometBertConfig.profile(options.profile, seed=seed, gate=gate)
-        for seed, gate in pairs
-        if gate != "teacher" or seed == options.seeds[0]
+    Last, for the first teacher, COMET as the authors' example script sets it: there to show collapse, not to rank.
+    """
+    from moe_lab.experiments.comet_bert_config import AUTHORS_SCRIPT, CLAIMED_GATES, PAPER_GATES, CometBertConfig
+
+    configs = []
+    for teacher in options.teacher_seeds:
+        gates = options.gates or (PAPER_GATES if teacher == options.teacher_seeds[0] else CLAIMED_GATES)
+        pairs = [(seed, gate) for seed in options.seeds for gate in gates]
+        configs += [
+            CometBertConfig.profile(options.profile, seed=seed, gate=gate, teacher_seed=teacher)
+            for seed, gate in pairs
+            if gate != "teacher" or seed == options.seeds[0]  # it is the same for all seeds of the students
+        ]
+    first = options.teacher_seeds[0]
+    seeds = options.seeds if "comet" in (options.gates or PAPER_GATES) else ()
+    as_script = [
+        CometBertConfig.profile(options.profile, seed=seed, gate="comet", teacher_seed=first, **AUTHORS_SCRIPT)
+        for seed in seeds
     ]
+    return configs + [config for config in as_script if config not in configs]
 
 
 def _teach_bert(config: Any, root: Path) -> Result:
-    """What all runs share: without it, workers that start together would each train the teacher."""
+    """What all runs of a teacher share: without it, workers that start together would each train the teacher."""
     from moe_lab.experiments import comet_bert
 
     return comet_bert.importance(config, root=root)
+
+
+def _run_bert(config: Any, root: Path, n_workers: int) -> Result:
+    from moe_lab.experiments import comet_bert
+
+    return comet_bert.run(config, root=root, progress=n_workers == 1, timed=False)
+
+
+def _time_bert(config: Any, root: Path) -> Result:
+    from moe_lab.experiments import comet_bert
+
+    return comet_bert.retime(config, root=root)
 
 
 _LANGUAGE_COLUMNS = ("gate", "n_experts", "test_loss", "final_loss", "experts_per_token", "training_flops", "seconds")
@@ -270,12 +297,23 @@ RECORDINGS: dict[str, Recording] = {
     "exits-cifar": Recording(_exit_images_configs, _run_by("jei_dnn"), (*_EXIT_SETTINGS, *_EXIT_METRICS)),
     "bert": Recording(
         _bert_configs,
-        _run_by("comet_bert"),
+        _run_bert,
         (
-            *("task", "model", "gate", "test_score", "teacher_score", "teacher_agreement", "experts_per_token"),
-            *("decided_by_word", "flops_per_token", "speedup_1", "speedup_64", "seconds"),
+            *("task", "model", "teacher_seed", "gate", "gamma", "entropy_weight"),
+            *(
+                "test_score",
+                "teacher_score",
+                "teacher_agreement",
+                "experts_per_token",
+                "decided_by_word",
+                "flops_per_token",
+                "speedup_1",
+                "speedup_64",
+                "seconds",
+            ),
         ),
         prepare=_teach_bert,
+        time=_time_bert,
     ),
     "translation": Recording(
         _translation_configs, _run_by("evomoe_translation"), ("gate", "bleu", "test_loss", "exact", "seconds")
@@ -283,12 +321,20 @@ RECORDINGS: dict[str, Recording] = {
 }
 
 
+def _is_exit_ablation(config: Mapping[str, Any]) -> bool:
+    from moe_lab.experiments.jei_config import ABLATIONS, JeiConfig
+
+    usual = JeiConfig.profile("standard", dataset=config["dataset"])
+    return any(config[name] != getattr(usual, name) for change in ABLATIONS for name in change)
+
+
 def thinned(result: Result, out: Path, commit: str | None = None, most_rows: int = 30) -> Result:
     """A small copy under ``out``: per curve (and task) at most ``most_rows`` rows, floats of curves rounded.
 
     Trials are kept whole, they are the result; the plan they repeat is not. Routing rows lose their histogram. Of
     language models and COMET-BERT only seed 0 keeps the weights of watched tokens and sentences, of early exits the
-    prediction sets at every alpha and the reliability diagrams.
+    prediction sets at every alpha and the reliability diagrams. Ablations of early exits keep the points of JEI-DNN and
+    of the two threshold rules: the other methods are those of the run that nothing was changed in.
     """
     from moe_lab.experiments.comet_recommender import rounded
 
@@ -310,6 +356,8 @@ def thinned(result: Result, out: Path, commit: str | None = None, most_rows: int
     if result.experiment == "jei_dnn" and result.seed:
         dropped |= {"conformal", "reliability"}
     curves = {name: thin(name, rows) for name, rows in result.curves.items() if name not in dropped}
+    if result.experiment == "jei_dnn" and _is_exit_ablation(result.config):
+        curves["points"] = [row for row in curves["points"] if row["method"] in ("jei_dnn", "geometric", "shared")]
     about = dict(result.environment)
     if commit is not None and about.get("commit") is None:
         about["commit"] = commit
@@ -323,7 +371,7 @@ def table(results: Sequence[Result], columns: Sequence[str]) -> str:
     """Mean and standard deviation over seeds, one line per setting."""
     frame = to_frame(results)
     settings = [name for name in columns if name in results[0].config]
-    numbers = [name for name in columns if name not in settings]
+    numbers = [name for name in columns if name not in settings and name in frame]
     grouped = frame.groupby(settings, sort=False)[numbers].agg(["mean", "std", "count"])
     return grouped.round(4).to_string()
 
@@ -334,7 +382,7 @@ def _job(job: tuple[str, Any, Path]) -> Result:
 
 
 def record(options: argparse.Namespace) -> list[Result]:
-    """Run what is missing, write the thinned copies, return them."""
+    """Run what is missing, write the thinned copies, time what is to be timed, return the copies."""
     recording = RECORDINGS[options.what]
     configs = recording.configs(options)
     if options.plan_only:
@@ -343,6 +391,8 @@ def record(options: argparse.Namespace) -> list[Result]:
         for config in configs:
             print("planned:", recording.prepare(config, options.scratch).path.name)
         return []
+    if options.timing == "only":
+        return _timed(recording, configs, options)
     if recording.workers_inside:
         finished = (recording.run(config, options.scratch, options.workers) for config in configs)
     else:
@@ -352,6 +402,22 @@ def record(options: argparse.Namespace) -> list[Result]:
     for result in finished:
         copies.append(thinned(result, options.out, options.commit))
         print(f"{len(copies)}/{len(configs)} {result.path.stem} {result.wall_seconds:.0f} s", flush=True)
+    if recording.time is not None and options.timing == "after":
+        return _timed(recording, configs, options)
+    return copies
+
+
+def _timed(recording: Recording, configs: Sequence[Any], options: argparse.Namespace) -> list[Result]:
+    """Time the runs that are finished, one after another; their copies once more."""
+    if recording.time is None:
+        raise SystemExit(f"--timing only: {options.what} has nothing to time")
+    finished = [result.config for result in find_results(root=options.scratch)]
+    copies = []
+    for config in configs:
+        if to_plain(config, "config") in finished:
+            result = recording.time(config, options.scratch)
+            copies.append(thinned(result, options.out, options.commit))
+            print(f"timed: {result.path.stem}", flush=True)
     return copies
 
 
@@ -362,9 +428,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--scratch", type=Path, default=runs_dir(), help="where runs and checkpoints live")
     parser.add_argument("--profile", default="standard")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--teacher-seeds", type=int, nargs="+", default=[0, 1, 2], help="bert: a teacher for each")
     parser.add_argument("--gates", nargs="+", default=None, help="default: all")
     parser.add_argument("--trials", type=int, default=None, help="tuning: trials per gate")
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument(
+        "--timing",
+        choices=("after", "no", "only"),
+        default="after",
+        help="bert: milliseconds are measured run by run when all are done (after), not (no: the machine is shared), "
+        "or now, of what is finished, and nothing is trained (only)",
+    )
     parser.add_argument("--commit", default=None, help="of this code, if the machine has no git checkout")
     parser.add_argument("--plan-only", action="store_true", help="draw the trials (needs Optuna), run nothing")
     return parser

@@ -170,8 +170,8 @@ def first_pairs(weights: Tensor, most: int) -> Pairs:
 def _listed(weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(T, E) -> expert and value of each non-zero, token by token, and where each token's begin (T + 1,)."""
     active = weights.detach() != 0
-    flat = active.flatten().nonzero().squeeze(1)
     starts = functional.pad(active.sum(1).cumsum(0, dtype=torch.int32), (1, 0))
+    flat = active.flatten().nonzero().squeeze(1)  # waits for the device, so it comes last
     return flat % weights.shape[1], weights.flatten().index_select(0, flat), starts
 
 
@@ -232,8 +232,9 @@ def grouped_mlp(
     x, w1, w2 = x.to(dtype), w1.to(dtype).contiguous(), w2.to(dtype).contiguous()
     b1 = None if b1 is None else b1.to(dtype).contiguous()
     if isinstance(routing, Tensor):
+        # A pair that is not computed gets no gradient here either.
+        weights = routing.where(routing.detach() != 0, 0) if b2 is not None else None
         expert, value, slots = _listed(routing)
-        weights = routing.where(routing.detach() != 0, 0)  # a pair that is not computed gets no gradient here either
     else:
         experts, values = routing
         expert, value, slots = experts.flatten(), values.flatten(), experts.shape[1]

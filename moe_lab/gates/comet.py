@@ -17,6 +17,8 @@ to E are active: the bound is a property of the trained gate, not a constraint. 
 
 Where we differ from the authors' code: they take log(p + 1e-8) and a softmax; we take the ratio itself, which is the
 same mathematics without an epsilon (their tiny p is inflated to 1e-8). Levels, not nodes, are computed one by one.
+
+On a GPU the same trees can run in two kernels (`comet_kernels`; ``backend="fast"``).
 """
 
 from __future__ import annotations
@@ -24,9 +26,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from moe_lab.experts.dispatch import BACKENDS
 from moe_lab.gates.base import Affine, Gate, uniform_
 from moe_lab.gates.losses import selection_entropy
 from moe_lab.gates.smooth_step import smooth_step
+from moe_lab.names import check_name
 from moe_lab.routing import Routing
 
 
@@ -100,7 +104,12 @@ class CometGate(Gate):
         gamma: width of the smooth-step. Splits start in U(-gamma/100, gamma/100): gamma is nothing but a learning-rate
             multiplier of the splits (notebook 02 derives it).
         split_balance: also return the ``split_balance`` term.
+        backend: "reference": level by level in PyTorch. "fast": `comet_kernels` where Triton can run (CUDA; float32 or
+            bfloat16), the reference elsewhere. "auto": the reference. An attribute: it may be changed at any time.
         generator: for the initial weights.
+
+    Raises:
+        ValueError: a gamma that is not positive, an unknown backend; when called, "fast" for a gate that it cannot run.
 
     Losses in training mode: ``entropy``: sum over trees of the entropy of p, mean over tokens, nats (paper's Omega).
     Details: ``tree_probabilities`` p and ``tree_weights`` g_lj, both (T, E, K).
@@ -114,6 +123,7 @@ class CometGate(Gate):
         gamma: float = 1.0,
         *,
         split_balance: bool = False,
+        backend: str = "auto",
         generator: torch.Generator | None = None,
     ):
         super().__init__(n_experts, k, in_features)
@@ -121,12 +131,19 @@ class CometGate(Gate):
             raise ValueError(f"gamma, the width of the smooth-step, must be positive; got {gamma}")
         self.gamma = float(gamma)
         self.split_balance = split_balance
+        check_name("backend", backend, BACKENDS)
+        self.backend = backend
         split, leaf = uniform_(gamma / 100, generator), uniform_(0.05, generator)
         self.split = Affine(in_features, (n_experts - 1, k), weight_init=split, bias_init=split)
         self.leaf = Affine(in_features, (n_experts, k), weight_init=leaf, bias_init=leaf)
 
     def forward(self, x: Tensor | None = None) -> Routing:
         """x (T, D) -> Routing with weights (T, E), rows summing to 1."""
+        check_name("backend", self.backend, BACKENDS)
+        # "auto" stays the reference until the kernels have been measured to win on CUDA at all sizes that matter:
+        # python -m moe_lab.bench.gpu_gates. This is the line to change then.
+        if self.backend == "fast" and self._runs_fast(x):
+            return self._fast(x)
         split_logits = self.split.tokens_last(x)
         reach, p = walk_levels(split_logits, self.gamma)
         g = combine_trees(p, self.leaf.tokens_last(x))
@@ -137,6 +154,29 @@ class CometGate(Gate):
                 losses["split_balance"] = split_balance_loss(split_logits, reach, self.gamma)
         details = {"tree_probabilities": p.movedim(-1, 0), "tree_weights": g.movedim(-1, 0)}
         return Routing(g.sum(1).T, losses, details)
+
+    def _runs_fast(self, x: Tensor | None) -> bool:
+        """Triton can run on x. Raises ValueError for a gate that the kernels cannot run anywhere."""
+        from moe_lab.gates.comet_kernels import MOST_EXPERTS, usable  # only here: Triton takes a while to import
+
+        lacks = {
+            "static gates": self.in_features is None,
+            "split_balance": self.split_balance,
+            f"more than {MOST_EXPERTS} experts": self.n_experts > MOST_EXPERTS,
+        }
+        if any(lacks.values()):
+            missing = " and no ".join(name for name, lacking in lacks.items() if lacking)
+            raise ValueError(f"backend 'fast' cannot run this: it has no {missing}; use 'reference' or 'auto'")
+        tensors = (x, self.leaf.weight)
+        fits = isinstance(x, Tensor) and x.dim() == 2 and x.shape[1] == self.in_features  # if not, Affine explains
+        return fits and all(usable(tensor, self.n_experts, self.k) for tensor in tensors)
+
+    def _fast(self, x: Tensor) -> Routing:
+        from moe_lab.gates.comet_kernels import fast_trees
+
+        weight, bias = (torch.cat(pair) for pair in zip(self.split.parameters(), self.leaf.parameters(), strict=True))
+        weights, entropy, details = fast_trees(x, weight, bias, self.k, self.gamma, self.training)
+        return Routing(weights, {} if entropy is None else {"entropy": entropy}, details)
 
     @classmethod
     def from_arrays(cls, node_weight, node_bias, leaf_weight, leaf_bias, *, gamma: float) -> CometGate:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from moe_lab.bench.__main__ import main
-from moe_lab.bench.cpu import TABLES, CpuBenchConfig, exits_table, language_table, render, run
+from moe_lab.bench.cpu import TABLES, CpuBenchConfig, exits_table, language_table, run
 from moe_lab.bench.exit_cases import ExitBench, ExitNetwork, PlantedExits
 from moe_lab.bench.exit_training import ExitTrainingBench, training_rows
 from moe_lab.bench.language_cases import DENSE, LanguageBench, LanguageStep, language_gates
@@ -151,11 +151,6 @@ def test_language_sizes_that_leave_nothing_to_time_are_refused(change):
         dataclasses.replace(LANGUAGE, **change)
 
 
-def test_tables_are_aligned():
-    text = render([{"a": "x", "b": 1.0}, {"a": "long", "b": 1000.0}], [("a", "name", ""), ("b", "value", ",.1f")])
-    assert text.splitlines() == ["name    value", "x         1.0", "long  1,000.0"]
-
-
 def test_too_few_steps_for_quartiles_are_refused():
     with pytest.raises(ValueError, match="two timed steps"):
         CpuBenchConfig(rounds=1, steps=1)
@@ -189,7 +184,7 @@ def test_the_command_line_says_which_tables_there_are_and_hands_on_what_was_aske
     told = capsys.readouterr().out
     assert all(name in told and title in told for name, (title, *_) in TABLES.items())
     asked = {}
-    monkeypatch.setattr("moe_lab.bench.__main__.run", lambda config, command: asked.update({command: config}))
+    monkeypatch.setattr("moe_lab.bench.cpu.run", lambda config, command: asked.update({command: config}))
     main(["cpu", "--tables", "exits", "language", "--threads", "1"])
     ((command, config),) = asked.items()
     assert config == CpuBenchConfig(tables=("exits", "language"), threads=1)

@@ -189,6 +189,59 @@ def test_dispatch_is_the_oracle_in_outputs_and_gradients(norm, n_tokens, kind):
         torch.testing.assert_close(zero if a is None else a, zero if b is None else b)
 
 
+@pytest.mark.parametrize("norm", [True, False])
+@pytest.mark.parametrize("n_tokens", [0, 1, 7])
+def test_everywhere_is_every_expert_on_its_own_in_outputs_and_gradients(norm, n_tokens):
+    experts = bank(norm)
+    x = torch.randn(n_tokens, 5, dtype=torch.float64, requires_grad=True)
+    found, wanted = experts.everywhere(x), torch.stack([experts.single(e, x) for e in range(3)])
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(found, experts(x).view(3, n_tokens, 5))
+    grad = torch.randn_like(wanted)
+    variables = [x, *experts.parameters()]
+    for ours, theirs in zip(*(torch.autograd.grad(y, variables, grad) for y in (found, wanted)), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("mix", ["after_norm", "before_norm"])
+@pytest.mark.parametrize("make", [comet, hash_gate, lambda index: TopKGate(12, 4, 1, renormalise=False)])
+def test_all_experts_at_once_in_training_change_neither_loss_nor_gradients(teacher, importance, answer, mix, make):
+    teacher.double()
+    student = become_mixture(teacher, importance, make, mix=mix).train()
+    for module in student.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        elif isinstance(module, BlockExperts):
+            module.dropout = 0.0
+    found = []
+    for at_once in (False, True):
+        for layer in student.encoder.encoder.layer:
+            layer.mixture.moe.all_in_training = at_once
+        student.zero_grad()
+        given = answer(student)
+        terms = sum_losses(given.trace.routings)
+        (given.logits.square().sum() + sum(terms.values())).backward()
+        gradients = {name: p.grad for name, p in student.named_parameters() if p.grad is not None}
+        found.append((given.logits.detach(), {name: float(v.detach()) for name, v in terms.items()}, gradients))
+    (logits, terms, gradients), (logits_2, terms_2, gradients_2) = found
+    torch.testing.assert_close(logits_2, logits, rtol=1e-6, atol=1e-8)
+    assert terms_2 == pytest.approx(terms) and gradients.keys() == gradients_2.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradients_2[name], gradient, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_in_eval_mode_only_routed_experts_run_also_where_training_runs_all(teacher, importance, answer):
+    student = become_mixture(teacher, importance, hash_gate)
+    for layer in student.encoder.encoder.layer:
+        layer.mixture.moe.all_in_training = True
+    rows = rows_run(student, 0)
+    n_routed = len(answer(student).trace.routings[0].weights)
+    assert sum(rows) == n_routed
+    del rows[:]
+    answer(student.train())
+    assert rows == []  # not asked expert by expert
+
+
 def test_dropout_is_drawn_in_training_only(teacher, importance):
     student = become_mixture(teacher, importance, hash_gate)
     experts = student.encoder.encoder.layer[0].mixture.moe.experts
@@ -197,6 +250,8 @@ def test_dropout_is_drawn_in_training_only(teacher, importance):
     counts = [16] * 4
     assert torch.equal(experts.eval()(x, counts), experts(x, counts))
     assert not torch.equal(experts.train()(x, counts), experts(x, counts))
+    assert not torch.equal(experts.everywhere(x), experts.everywhere(x))
+    assert torch.equal(experts.eval().everywhere(x), experts.everywhere(x))
 
 
 def rows_run(student, layer):

@@ -16,6 +16,16 @@ def test_ids_are_those_of_the_tokenizer_and_padding_is_marked(tokenizer):
     assert arrays["segments"].sum() == 0
 
 
+def test_rows_are_what_the_tokenizer_would_have_padded_itself(tokenizer):
+    first = ["the film", "", "our quiet room is good and the film is bad and warm", "is it good ?"]
+    second = ["is good", "why ?", "the soup", ""]
+    for pairs in ((), (second,)):
+        arrays, _ = tokenised(tokenizer, first, *pairs, length=9)
+        wanted = tokenizer(first, *pairs, truncation=True, max_length=9, padding="max_length")
+        for name, key in (("tokens", "input_ids"), ("segments", "token_type_ids"), ("seen", "attention_mask")):
+            assert arrays[name].tolist() == wanted[key]
+
+
 def test_pairs_have_two_segments(tokenizer):
     arrays, _ = tokenised(tokenizer, ["the film", "our room"], ["is good", "is quiet and warm"], length=12)
     assert arrays["segments"].sum(1).tolist() == [3, arrays["segments"][1].sum()]

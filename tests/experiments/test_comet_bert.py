@@ -1,6 +1,7 @@
 """COMET-BERT end to end on tiny settings: every gate, every step, kill and resume, and what the Results say."""
 
 import argparse
+import dataclasses
 import json
 
 import pytest
@@ -20,9 +21,9 @@ from moe_lab.experiments.comet_bert import (
     run,
 )
 from moe_lab.experiments.comet_bert_claims import bert_claims
-from moe_lab.experiments.comet_bert_config import GATES, PAPER_GATES, CometBertConfig, make_gate
+from moe_lab.experiments.comet_bert_config import CLAIMED_GATES, GATES, PAPER_GATES, CometBertConfig, make_gate
 from moe_lab.experiments.comet_bert_data import load_texts, weights_path
-from moe_lab.experiments.record import RECORDINGS, thinned
+from moe_lab.experiments.record import RECORDINGS, record, thinned
 from moe_lab.gates import HashGate, PermutationSearch
 from moe_lab.results import Result
 
@@ -395,18 +396,46 @@ def test_profiles():
 
 
 def options(**changes):
-    return argparse.Namespace(**{"profile": "standard", "seeds": [0, 1, 2], "gates": None, **changes})
+    base = {"what": "bert", "profile": "standard", "seeds": [0, 1, 2], "teacher_seeds": [0], "gates": None}
+    return argparse.Namespace(
+        **{**base, "plan_only": False, "timing": "after", "workers": 1, "commit": None, **changes}
+    )
 
 
 def test_what_is_recorded_is_every_gate_and_seed_and_the_teacher_once():
     recording = RECORDINGS["bert"]
     configs = recording.configs(options())
+    standard = CometBertConfig.profile("standard")
+    as_script = [config for config in configs if config.gamma != standard.gamma]
+    assert [(c.gate, c.seed, c.gamma, c.entropy_weight) for c in as_script] == [
+        ("comet", s, 0.1, 0.1) for s in (0, 1, 2)
+    ]
+    assert configs[-3:] == as_script
+    configs = configs[:-3]
     pairs = [(config.gate, config.seed) for config in configs]
     assert len(set(pairs)) == len(pairs) == 3 * (len(PAPER_GATES) - 1) + 1
     assert ("teacher", 0) in pairs and ("comet+", 2) in pairs
     assert len({json.dumps(config.importance.__dict__, default=str) for config in configs}) == 1
     for name in recording.columns:
         assert name in CometBertConfig.__dataclass_fields__ or name in _METRICS
+
+
+def test_no_setting_is_recorded_twice():
+    configs = RECORDINGS["bert"].configs(options(profile="quick", gates=["comet"]))  # quick is as the script
+    assert [(config.gate, config.seed) for config in configs] == [("comet", seed) for seed in (0, 1, 2)]
+
+
+def test_further_teachers_are_recorded_with_what_the_claims_are_about():
+    *configs, _, _, last = RECORDINGS["bert"].configs(options(teacher_seeds=[4, 0, 7]))
+    assert (last.teacher_seed, last.gamma, last.seed) == (4, 0.1, 2)
+    by_teacher = {seed: [c for c in configs if c.teacher_seed == seed] for seed in (4, 0, 7)}
+    assert [c.teacher_seed for c in configs] == sorted((c.teacher_seed for c in configs), key=[4, 0, 7].index)
+    assert {c.gate for c in by_teacher[4]} == set(PAPER_GATES)
+    for seed in (0, 7):
+        pairs = [(c.gate, c.seed) for c in by_teacher[seed]]
+        assert {gate for gate, _ in pairs} == set(CLAIMED_GATES) and len(set(pairs)) == len(pairs) == 13
+    named = RECORDINGS["bert"].configs(options(teacher_seeds=[0, 1], gates=["hash"]))
+    assert [(c.teacher_seed, c.seed, c.gate) for c in named] == [(t, s, "hash") for t in (0, 1) for s in (0, 1, 2)]
 
 
 _METRICS = (
@@ -421,6 +450,34 @@ def test_the_recording_prepares_what_its_runs_share(results, root, monkeypatch):
     assert RECORDINGS["bert"].prepare(tiny(), root).experiment == "comet_bert_importance"
 
 
+def test_runs_side_by_side_are_not_timed_and_are_timed_afterwards_one_by_one(root, tmp_path, monkeypatch):
+    configs = [tiny(gate=gate, steps=2, evaluate_every=2) for gate in ("teacher", "hash")]
+    monkeypatch.setitem(RECORDINGS, "bert", dataclasses.replace(RECORDINGS["bert"], configs=lambda _: configs))
+    out = tmp_path / "out"
+    untimed = record(options(scratch=tmp_path, out=out, timing="no"))
+    assert len(untimed) == 2 and not any("speedup_1" in copy.metrics for copy in untimed)
+    not_again(monkeypatch)
+    configs.append(tiny(gate="comet", steps=2, evaluate_every=2))  # not done: timing trains nothing
+    timed = record(options(scratch=tmp_path, out=out, timing="only"))
+    assert [copy.config["gate"] for copy in timed] == ["teacher", "hash"]
+    for before, after in zip(untimed, timed, strict=True):
+        assert after.metrics["timed_alone"] is True and after.metrics["latency_ms_64"] > 0
+        assert {name: after.metrics[name] for name in before.metrics} == before.metrics
+        assert after.curves == before.curves and after.path == before.path
+        assert Result.load(after.path).metrics == after.metrics
+    configs.pop()
+    assert all(copy.metrics["timed_alone"] for copy in record(options(scratch=tmp_path, out=out)))
+
+
+def test_what_has_no_clock_cannot_be_timed(tmp_path):
+    with pytest.raises(SystemExit, match="vision has nothing to time"):
+        record(options(what="vision", scratch=tmp_path, out=tmp_path, timing="only"))
+
+
+def test_a_run_on_its_own_is_timed_at_once(results):
+    assert all(result.metrics["timed_alone"] is False for result in results.values())
+
+
 def test_thinned_results_keep_sentences_of_seed_0_only(results, tmp_path):
     first = results["hash"]
     other = Result("comet_bert", {"seed": 1}, first.path, seed=1, curves=first.curves, metrics=first.metrics)
@@ -429,8 +486,9 @@ def test_thinned_results_keep_sentences_of_seed_0_only(results, tmp_path):
     assert "sentences" not in copy.curves and "words" in copy.curves
 
 
-def made_up(gate, seed, score):
+def made_up(gate, seed, score, teacher=0):
     config = {**json.loads(json.dumps({"task": "sst2", "model": "minilm", "n_experts": 4, "steps": 9})), "gate": gate}
+    config["teacher_seed"] = teacher
     metrics = {"test_score": score, "teacher_score": 0.9, "flops_per_token": 1.0, "teacher_flops_per_token": 2.0}
     metrics |= {"speedup_1": 0.5, "speedup_64": 1.5}
     return Result("comet_bert", {**config, "seed": seed}, None, seed=seed, status="finished", metrics=metrics)
@@ -445,6 +503,36 @@ def test_claims_are_judged_by_pairs_of_one_seed():
     assert "sst2, minilm, 4 experts, 9 steps, 3 seeds" in set(table["on what"])
     costs = table[table["does it hold?"] == "(measured)"]["we measured"].tolist()
     assert costs[0] == "score -0.0800, 50% of the FLOPs, 0.50 times as fast at batch 1, 1.50 at 64"
+
+
+def test_claims_of_several_teachers_have_a_row_for_each_and_one_whose_interval_is_over_teachers():
+    gains = {0: (0.01, 0.02, 0.03), 1: (0.02, 0.02, 0.02), 2: (-0.04, -0.03, -0.02)}
+    runs = [made_up("hash", seed, 0.8, t) for t in gains for seed in range(3)]
+    runs += [made_up("comet", seed, 0.8 + gain, t) for t, row in gains.items() for seed, gain in enumerate(row)]
+    runs.append(made_up("comet+", 0, 0.9))  # of one teacher and one seed
+    table = bert_claims(runs)
+    claim = "comet beats MoEBERT's hash gate on 5 of 7 GLUE tasks (abstract)"
+    rows = table[table["paper claims"] == claim]
+    assert rows["does it hold?"].tolist()[:3] == ["yes, in sign", "yes, in sign", "no: the other way round"]
+    what = rows["on what"].tolist()
+    assert [text.partition("9 steps, ")[2] for text in what] == [
+        *("teacher 0, 3 seeds", "teacher 1, 3 seeds", "teacher 2, 3 seeds", "3 teachers: interval over teachers")
+    ]
+    assert rows["we measured"].tolist()[3].startswith("comet − hash +0.0033 [-0.0300, +0.0200]")
+    assert rows["does it hold?"].tolist()[3] == "inconclusive"
+    plus = table[table["paper claims"].str.startswith("comet+ beats MoEBERT")]
+    assert plus["on what"].tolist() == ["sst2, minilm, 4 experts, 9 steps, teacher 0, 1 seed"]
+    two = bert_claims([run for run in runs if run.config["teacher_seed"] < 2])
+    assert two[two["paper claims"] == claim]["does it hold?"].tolist()[-1] == "inconclusive (2 teachers)"
+
+
+def test_costs_come_without_times_where_nothing_was_timed():
+    runs = [made_up("hash", 0, 0.8), made_up("hash", 1, 0.8)]
+    del runs[0].metrics["speedup_1"], runs[0].metrics["speedup_64"]
+    assert bert_claims(runs)["we measured"].tolist() == [
+        "score -0.1000, 50% of the FLOPs, 0.50 times as fast at batch 1, 1.50 at 64"
+    ]
+    assert bert_claims(runs[:1])["we measured"].tolist() == ["score -0.1000, 50% of the FLOPs"]
 
 
 def test_claims_want_one_setting():

@@ -22,10 +22,12 @@ EXACT = {torch.float64: 1e-10, torch.float32: 2e-4}
 def small_tiles(monkeypatch):
     """In Triton's interpreter, where time goes by the number of steps."""
     if kernels.INTERPRETED:
-        monkeypatch.setattr(kernels, "TILE", 16)
-        monkeypatch.setattr(kernels, "BLOCKS", dict.fromkeys(kernels.BLOCKS, kernels.Blocks(16, 32, 1)))
-        tile = kernels.Product(16, 16, 1, depth=8, stages=1, registers=None)
-        monkeypatch.setattr(kernels, "PRODUCTS", dict.fromkeys(kernels.PRODUCTS, tile))
+        monkeypatch.setattr(kernels.tuning, "TILE", 16)
+        for name in kernels.BLOCKS:
+            monkeypatch.setitem(kernels.BLOCKS, name, kernels.Blocks(16, 32, 1))
+        for name in kernels.PRODUCTS:
+            tile = kernels.Product(16, 16, 1, depth=8, stages=1, registers=None)
+            monkeypatch.setitem(kernels.PRODUCTS, name, tile)
 
 
 def make_bank(n_experts, sizes=(D, H, F), activation="gelu", dtype=torch.float64):

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_lab.experts import kernels
-from moe_lab.experts.kernels import Blocks
+from moe_lab.experts.kernels import Blocks, Product
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 needs_triton = pytest.mark.skipif(
@@ -24,8 +24,11 @@ DTYPES = {"float32": (torch.float32, 1e-5), "bfloat16": (torch.bfloat16, 2e-2)} 
 def small_blocks(monkeypatch):
     """So that small inputs need several blocks, with odd rests, and the interpreter few steps."""
     if DEVICE == "cpu":
-        monkeypatch.setattr(kernels, "TILE", 4)
-        monkeypatch.setattr(kernels, "BLOCKS", {name: Blocks(2, 16, 1) for name in kernels.BLOCKS})
+        monkeypatch.setattr(kernels.tuning, "TILE", 4)
+        for name in kernels.BLOCKS:
+            monkeypatch.setitem(kernels.BLOCKS, name, Blocks(2, 16, 1))
+        for name in kernels.PRODUCTS:
+            monkeypatch.setitem(kernels.PRODUCTS, name, Product(4, 16, 1, depth=16, stages=1, registers=None))
 
 
 def routed(tokens, n_experts, k, seed=0):
@@ -171,8 +174,9 @@ def test_triton_activates_like_torch_forward_and_backward(activation, has_bias, 
 @needs_triton
 def test_triton_s_gelu_is_the_exact_one_to_float32_precision(monkeypatch):
     """The kernel's polynomial against float64, value and slope, in both tails."""
-    monkeypatch.setattr(kernels, "TILE", 128)
-    monkeypatch.setattr(kernels, "BLOCKS", dict.fromkeys(kernels.BLOCKS, Blocks(128, 1, 4)))
+    monkeypatch.setattr(kernels.tuning, "TILE", 128)
+    for name in kernels.BLOCKS:
+        monkeypatch.setitem(kernels.BLOCKS, name, Blocks(128, 1, 4))
     z = torch.linspace(-12, 12, 601, device=DEVICE)[:, None]
     one, ends = torch.ones(601, device=DEVICE), torch.tensor([601], dtype=torch.int32, device=DEVICE)
     exact = z.double().requires_grad_()
@@ -196,11 +200,8 @@ def test_triton_keeps_nan():
 @needs_triton
 @pytest.mark.parametrize("has_bias", [True, False])
 @pytest.mark.parametrize("activation", kernels.ACTIVATIONS)
-def test_the_product_that_ends_in_the_activation_s_backward_equals_the_two_steps(monkeypatch, activation, has_bias):
+def test_the_product_that_ends_in_the_activation_s_backward_equals_the_two_steps(activation, has_bias):
     """Odd rests in rows, columns and depth; experts 0 and 3 have no rows."""
-    if DEVICE == "cpu":
-        tile = kernels.Product(4, 16, 1, depth=16, stages=1, registers=None)
-        monkeypatch.setattr(kernels, "PRODUCTS", dict.fromkeys(kernels.PRODUCTS, tile))
     half = torch.bfloat16 if DEVICE == "cuda" else torch.float16  # the interpreter cannot multiply bfloat16
     ends = torch.tensor([0, 1, 10, 10, 13], dtype=torch.int32, device=DEVICE)
     h, grad_rows, w2 = (torch.randn(size, device=DEVICE).to(half) for size in ((13, 40), (13, 24), (5, 40, 24)))
@@ -220,10 +221,7 @@ def test_the_product_that_ends_in_the_activation_s_backward_equals_the_two_steps
 @needs_triton
 @pytest.mark.parametrize("has_bias", [True, False])
 @pytest.mark.parametrize("activation", kernels.ACTIVATIONS)
-def test_the_product_that_ends_in_the_activation_equals_the_two_steps(monkeypatch, activation, has_bias):
-    if DEVICE == "cpu":
-        tile = kernels.Product(4, 16, 1, depth=16, stages=1, registers=None)
-        monkeypatch.setattr(kernels, "PRODUCTS", dict.fromkeys(kernels.PRODUCTS, tile))
+def test_the_product_that_ends_in_the_activation_equals_the_two_steps(activation, has_bias):
     half, inner = (torch.bfloat16, 64) if DEVICE == "cuda" else (torch.float16, 32)
     ends = torch.tensor([0, 1, 10, 10, 13], dtype=torch.int32, device=DEVICE)
     rows, w1 = torch.randn(13, inner, device=DEVICE).to(half), torch.randn(5, inner, 40, device=DEVICE).to(half)

@@ -1,0 +1,229 @@
+"""``python -m moe_lab.bench gpu``: the speed of one GPU. ``--tables moe exits``: these tables only.
+
+    moe      the MoE layer beside a dense layer of equal multiply-adds: `gpu_cases`
+    gates    COMET's gate beside the top-k softmax gate: `gpu_gates`
+    exits    stopping early beside the full network: `gpu_exits`
+    trials   the recommender's trials side by side beside one at a time: `many_trials`
+
+Everything that is compared is measured within one run. A table that fails costs only itself. With ``--device cpu`` the
+sizes are tiny: a dry run, whose figures mean nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from moe_lab.bench import gpu_scattermoe
+from moe_lab.bench.device import circumstances
+from moe_lab.bench.gpu_cases import MoeBench, moe_tables, tuned_rows
+from moe_lab.bench.gpu_problem import Shape as MoeShape
+from moe_lab.bench.tables import render_all
+from moe_lab.names import check_name
+from moe_lab.results import Result
+from moe_lab.runtime import configure_threads, device_name, pick_device
+
+Tables = Iterator[tuple[str, list[dict]]]
+
+
+class TablesFailed(RuntimeError):
+    """Some tables could not be measured; the Result holds the others."""
+
+
+@dataclass(frozen=True)
+class GatesBench:
+    """What to time of COMET's gate, see `gpu_gates`.
+
+    Attributes:
+        sharpness: factors on the parameters of the splits, a table for each and each shape; 1: the start of training.
+        tiny: a shape for a dry run.
+        tune, parts, compiled, rounds, steps, seed: as in `MoeBench`.
+    """
+
+    sharpness: tuple[float, ...] = (1.0, 100.0)
+    tiny: bool = False
+    tune: bool = False
+    parts: bool = False
+    compiled: bool = True
+    rounds: int = 5
+    steps: int = 10
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class ExitsBench:
+    """What to time of stopping early, see `gpu_exits`.
+
+    Attributes:
+        batches: images per call, a table for each.
+        ratio: of multiply-adds, full network / mean spent.
+        tiny: a network for a dry run.
+        compiled, rounds, steps: as in `MoeBench`.
+        seed: of weights.
+    """
+
+    batches: tuple[int, ...] = (1, 64, 512, 4096)
+    ratio: float = 2.05
+    tiny: bool = False
+    compiled: bool = True
+    rounds: int = 7
+    steps: int = 3
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class GpuBenchConfig:
+    """What to time on one GPU.
+
+    Attributes:
+        tables: of `TABLES`; empty: all.
+        device: "cuda", "cuda:1"; "cpu" for a dry run, see `dry_run`.
+        moe, gates, exits: of these tables.
+        side_by_side: trials of a stack in the last table.
+
+    Raises:
+        ValueError: an unknown table or device, or CUDA was asked for and there is none.
+    """
+
+    tables: tuple[str, ...] = ()
+    device: str = "cuda"
+    moe: MoeBench = field(default_factory=MoeBench)
+    gates: GatesBench = field(default_factory=GatesBench)
+    exits: ExitsBench = field(default_factory=ExitsBench)
+    side_by_side: int = 200
+
+    def __post_init__(self) -> None:
+        for name in self.tables:
+            check_name("table", name, TABLES)
+        try:
+            pick_device(self.device)
+        except ValueError as error:
+            raise ValueError(
+                f"{error} This benchmark is for a GPU: `python -m moe_lab.bench cpu` measures this machine, and "
+                "`python -m moe_lab.bench gpu --device cpu` is a dry run with tiny sizes."
+            ) from None
+
+    @property
+    def dry(self) -> bool:
+        """Not on a GPU."""
+        return pick_device(self.device).type == "cpu"
+
+    def dry_run(self) -> GpuBenchConfig:
+        """The same tables with tiny sizes, for a CPU."""
+        frame = {"compiled": False, "rounds": 1, "steps": 2}
+        moe = dataclasses.replace(self.moe, shapes=(MoeShape(24, 8, 16, 4, 2), MoeShape(24, 8, 16, 4, 1)), **frame)
+        gates = dataclasses.replace(self.gates, tiny=True, **frame)
+        exits = dataclasses.replace(self.exits, tiny=True, batches=(8,), **frame)
+        return dataclasses.replace(self, moe=moe, gates=gates, exits=exits, side_by_side=2)
+
+
+def _moe(config: GpuBenchConfig, device: torch.device) -> Tables:
+    return moe_tables(config.moe, device)
+
+
+def _gates(config: GpuBenchConfig, device: torch.device) -> Tables:
+    from moe_lab.bench.gpu_gates import SHAPES, Problem, Shape, measure, measure_parts, tune
+
+    bench = config.gates
+    for shape in (Shape(24, 8, 4, 2),) if bench.tiny else SHAPES:
+        for sharpness in bench.sharpness:
+            problem = Problem(shape, device, sharpness=sharpness, seed=bench.seed)
+            if bench.tune:
+                yield "gates_tuned", tuned_rows(tune(problem))
+            yield "gates", measure(problem, rounds=bench.rounds, n_steps=bench.steps, compiled=bench.compiled)
+            if bench.parts:
+                yield "gates_parts", measure_parts(problem, bench.rounds, bench.steps)
+
+
+def _exits(config: GpuBenchConfig, device: torch.device) -> Tables:
+    from moe_lab.bench.gpu_exits import TINY, PlantedNetwork, Size, measure
+
+    bench = config.exits
+    planted = PlantedNetwork(TINY if bench.tiny else Size(), bench.ratio, device, torch.bfloat16, bench.seed)
+    for batch in bench.batches:
+        yield "exits", measure(planted, batch, rounds=bench.rounds, n_steps=bench.steps, compiled=bench.compiled)
+
+
+def _trials(config: GpuBenchConfig, device: torch.device) -> Tables:
+    from moe_lab.bench.many_trials import ManyTrialsBench, trials_table
+
+    bench = ManyTrialsBench(side_by_side=config.side_by_side)
+    if config.dry:
+        data = {"n_users": 30, "n_items": 20, "items_per_user": 6}
+        small = {"data_options": data, "n_experts": 3, "embedding": 2, "hidden": 4, "head": 4, "epochs": 1}
+        bench = ManyTrialsBench("quick", ("hash", "comet"), config.side_by_side, alone=1, changes=small)
+    bench = dataclasses.replace(bench, changes={**bench.changes, "device": str(device)})
+    for gate in bench.gates:
+        yield "trials", trials_table(dataclasses.replace(bench, gates=(gate,)))
+
+
+TABLES: dict[str, tuple[str, Callable[[GpuBenchConfig, torch.device], Tables]]] = {
+    "moe": ("MoE layer, forward and backward; of_dense, of_...: TFLOP/s of active operations, that case = 1", _moe),
+    "gates": ("COMET's gate, forward and backward; of_topk: time over that of the top-k softmax gate", _gates),
+    "exits": ("Early exits; speed_up: over the fastest full network; reached: that / ratio of multiply-adds", _exits),
+    "trials": ("Trials per hour: side by side in one stack, and one at a time", _trials),
+}
+
+
+def run(config: GpuBenchConfig, *, root: Path | str | None = None, command: str = "") -> Result:
+    """Measure, print the tables, and write a Result (experiment ``bench_gpu``; a curve per table, saved as it grows).
+
+    Always measures anew: a finished Result of the same config and the same kind of GPU is replaced. On a CPU the tiny
+    sizes of `GpuBenchConfig.dry_run` are taken.
+
+    Raises:
+        TablesFailed: a table failed; the others are in the Result, which is marked as failed.
+    """
+    threads = configure_threads()
+    device = pick_device(config.device)
+    config = config.dry_run() if config.dry else config
+    result = Result.open("bench_gpu", dataclasses.asdict(config) | {"chip": device_name(device)}, root, recompute=True)
+    result.environment = circumstances(device) | {"scattermoe": gpu_scattermoe.version()}
+    versions = {name: result.environment[name] for name in ("python", "torch", "cuda", "triton", "scattermoe")}
+    print(f"{result.environment['device']}, {versions}, {threads} threads\n{command}")
+    if config.dry:
+        print("A dry run with tiny sizes: these figures mean nothing.")
+    failed = {}
+    with result.recording():
+        for table, (title, measure) in TABLES.items():
+            if config.tables and table not in config.tables:
+                continue
+            print(f"\n{title}", flush=True)
+            try:
+                for curve, rows in measure(config, device):
+                    for row in rows:
+                        result.log(curve, **row)
+                    result.save()
+                    if rows:  # no tuning, no parts where Triton cannot run
+                        print(render_all(rows), flush=True)
+            except Exception as error:  # one table must not cost the others their turn on a lent GPU
+                traceback.print_exc()
+                failed[table] = f"{type(error).__name__}: {error}"
+        if failed:
+            raise TablesFailed(f"these tables failed: {failed}; the others are in {result.path}")
+        result.finish(_metrics(result) | {"command": command})
+    print(f"written to {result.path}")
+    return result
+
+
+def _metrics(result: Result) -> dict[str, float]:
+    found = {}
+    for row in result.curves.get("moe", []):
+        shape = f"T {row['tokens']}, D {row['width']}, H {row['hidden']}, E {row['experts']}, K {row['k']}"
+        found |= {f"{key}/{shape}/{row['case']}": row[key] for key in _SHARES if row.get(key) is not None}
+    for row in result.curves.get("gates", []):
+        if row.get("of_topk") is not None:
+            shape = f"T {row['tokens']}, D {row['width']}, E {row['experts']}, K {row['k']}"
+            found[f"of_topk/{shape}, sharpness {row['sharpness']:g}/{row['case']}"] = row["of_topk"]
+    for row in result.curves.get("exits", []):
+        if row.get("reached") is not None:
+            found[f"reached/batch {row['batch']}/{row['case']}"] = row["reached"]
+    return found | {f"trials_times/{row['gate']}": row["times"] for row in result.curves.get("trials", [])}
+
+
+_SHARES = ("of_dense", "of_scattermoe", "of_fixed")

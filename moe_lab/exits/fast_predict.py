@@ -1,0 +1,405 @@
+"""`MultiExitNetwork.predict` for a GPU, where starting operations and waiting for answers cost more than most blocks.
+
+Legend: N samples, L exits, K classes.
+
+`predict` asks the device at every exit who leaves. Until the host has heard, no operation is queued; a gate is some
+twenty operations of a few microseconds; and for few samples starting a block takes longer than running it. Here
+
+* nobody waits: how many rows each block gets is planned from the shares of samples that stayed inside before (`plan`).
+  For the few batches in which more stay than there is room, those samples are answered again by `predict`;
+* an exit is two kernels (`kernels`), and moves only rows that must fill a gap;
+* so a whole batch is one CUDA graph per batch size. Exits after which nothing is moved run beside the next block;
+* a few samples may all leave early: then each block is a graph of its own, and the host, one block behind the device,
+  stops when nobody is left.
+
+Which of these is fastest depends on the network and the batch size: with ``compact_from="auto"`` it is measured once.
+
+With ``graphs=False``, or where a block cannot be captured (it waits for the device itself), the same steps run one by
+one. Without CUDA `predict` answers: on a CPU nothing waits, and a gate costs little. Predictions are those of it as far
+as products of other shapes round alike. A block must not return memory that it keeps for itself, other than
+parameters and buffers: rows are moved in place.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from moe_lab.exits.checks import check_answers, check_classes, check_device, read_logits
+from moe_lab.exits.inside import Inside
+from moe_lab.exits.network import MultiExitNetwork, Prediction
+from moe_lab.exits.plan import plan_rows, shares_inside
+from moe_lab.modes import evaluating
+
+THRESHOLDS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)  # of compact_from, tried by "auto"
+FEW = 16  # samples that may all have left long before the last block: it pays to look
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How batches of one size are answered.
+
+    Attributes:
+        rows: L numbers: rows of each block.
+        compact_from: from which ``rows`` was made.
+        stops: look whether anybody is left, after each block.
+        graph: CUDA graphs are replayed; else operations are started one by one.
+        ms: median wall time when it was chosen; None: not measured.
+    """
+
+    rows: tuple[int, ...]
+    compact_from: float
+    stops: bool
+    graph: bool
+    ms: float | None = None
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What runs: the network's modules, perhaps compiled."""
+
+    network: MultiExitNetwork
+    stem: nn.Module
+    blocks: list[nn.Module]
+    heads: list[nn.Module]
+    n_classes: int
+    fused: bool
+    kept: frozenset[int]  # addresses of parameters and buffers: not to be written over
+
+
+def _can_capture(device: torch.device) -> bool:
+    return device.type == "cuda"
+
+
+class _Stem(nn.Module):
+    """A module with a ``forward`` of its own: `torch.compile` shares code among modules that share a ``forward``, and
+    keeps few versions of each. So blocks of one kind are compiled once, and heads do not use up the blocks' places.
+    """
+
+    def __init__(self, piece: nn.Module):
+        super().__init__()
+        self.piece, self.training = piece, False
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.piece(x)
+
+
+class _Block(_Stem):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.piece(x)
+
+
+class _Head(_Stem):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.piece(x)
+
+
+class _Run:
+    """One batch in steps that can be captured: nothing in them waits for the device."""
+
+    def __init__(self, parts: _Parts, rows: tuple[int, ...], side: torch.cuda.Stream | None = None):
+        self.parts, self.rows, self.side = parts, rows, side
+        self.n_inside: list[Tensor] = []
+        self.writes = False  # a block writes over what it gets
+        self.beside: list[Tensor] = []  # what the other stream still reads: its memory must not be used again
+
+    def begin(self, x: Tensor, count: Tensor) -> None:
+        parts = self.parts
+        self.state = Inside(len(x), count, parts.n_classes, parts.network.gates, parts.network.model, parts.fused)
+        self.kept = parts.kept | {x.untyped_storage().data_ptr()}
+        self.n_inside.clear()
+        self.h = parts.stem(x)
+
+    def layer(self, index: int) -> None:
+        last = index == len(self.rows) - 1
+        given, version = self.h, self.h._version
+        self.h = self.parts.blocks[index](given)
+        self.writes |= given._version != version
+        shrinks = not last and self.rows[index + 1] < self.rows[index]
+        if self.side is None or shrinks or last:
+            self._join()
+            self._exit(index, last)
+        else:
+            self.side.wait_stream(torch.cuda.current_stream())
+            self.beside.append(self.h)
+            with torch.cuda.stream(self.side):
+                self._exit(index, last)
+        if shrinks:
+            may_write = self.h.untyped_storage().data_ptr() not in self.kept
+            self.h = self.state.close_up(self.h, self.rows[index + 1], may_write)
+
+    def _exit(self, index: int, last: bool) -> None:
+        logits = read_logits(self.parts.heads[index], self.h, index)
+        check_classes(logits, self.parts.n_classes, index)
+        self.state.leave(logits, index, last)
+
+    def _join(self) -> None:
+        if self.beside:
+            torch.cuda.current_stream().wait_stream(self.side)
+            self.beside.clear()
+
+    def look(self) -> None:
+        self.n_inside.append((self.state.samples >= 0).sum())
+
+    def finish(self) -> None:
+        self.probabilities = self.state.finish()
+
+    def everything(self, x: Tensor, count: Tensor, stops: bool) -> int:
+        """All steps; the number of blocks that ran."""
+        self.begin(x, count)
+        for index in range(len(self.rows)):
+            self.layer(index)
+            if stops and index < len(self.rows) - 1:
+                self.look()
+                if not self.n_inside[-1].item():
+                    break
+        self.finish()
+        return index + 1
+
+
+class _Graphs:
+    """A `_Run` as CUDA graphs: one, or with ``stops`` one per block and one for the end."""
+
+    def __init__(self, run: _Run, x: Tensor, stops: bool):
+        n_blocks = len(run.rows)
+        self.run, self.stops, self.x, self.filled = run, stops, x.clone(), len(x)
+        self.count = torch.full((), len(x), dtype=torch.int64, device=x.device)
+        self.inside = torch.zeros(n_blocks, dtype=torch.int64, pin_memory=x.is_cuda)
+        self.events = [torch.cuda.Event() for _ in range(n_blocks)]
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):  # what is made on first use (handles, compiled kernels) is made now
+            for _ in range(3):
+                run.everything(self.x, self.count, False)
+                run.look()
+        torch.cuda.current_stream().wait_stream(stream)
+        groups = [[index] for index in range(n_blocks)] if stops else [list(range(n_blocks))]
+        pool, self.graphs = torch.cuda.graph_pool_handle(), []
+        for group in [*groups, []] if stops else groups:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=pool):
+                if group and group[0] == 0:
+                    run.begin(self.x, self.count)
+                for index in group:
+                    run.layer(index)
+                if stops and group:
+                    run.look()
+                if not group or not stops:
+                    run.finish()
+            self.graphs.append(graph)
+
+    def __call__(self, x: Tensor) -> int:
+        """Answers are then in the run's tensors, until the next call; the number of blocks that ran."""
+        self.x[: len(x)].copy_(x)
+        if len(x) != self.filled:
+            self.count.fill_(len(x))
+            self.filled = len(x)
+        if not self.stops:
+            self.graphs[0].replay()
+            return len(self.run.rows)
+        for index, graph in enumerate(self.graphs[:-1]):
+            graph.replay()
+            self.inside[index].copy_(self.run.n_inside[index], non_blocking=True)
+            self.events[index].record()
+            if index:  # the device is at this block already, while the host hears of the one before
+                self.events[index - 1].synchronize()
+                if not self.inside[index - 1]:
+                    break
+        self.graphs[-1].replay()
+        return index + 1
+
+
+class FastPredictor:
+    """Answers batches as ``network.predict`` does, sooner.
+
+    Args:
+        network: used in eval mode. It is not copied: weights that change in place (a step of an optimizer,
+            `load_state_dict`) count at once, but the shares of ``example`` then may be wrong, which costs time. Weights
+            that move (``network.to(...)``) are noticed; modules or parameters that are replaced are not: make a new
+            predictor.
+        example: (M, ...) samples of the kind that will come, of the dtype and device that will come: how many stay
+            inside how long is learned from them. Some thousands are good, one is enough to run.
+        batch_sizes: N for which CUDA graphs are made. A smaller batch is padded to the next size if it fills half of
+            it, a larger one is cut; what is far below goes to `predict`.
+        compact_from: least share of rows to be taken out at once, see `plan.plan_rows`; "auto": the fastest of
+            `THRESHOLDS` on batches of ``example`` (with CUDA graphs; else 0.02).
+        spread: standard deviations of room, see `plan`.
+        compiled: stem, blocks and heads through `torch.compile`.
+        graphs: False: no CUDA graphs, which also keep memory for each batch size; also on a CPU.
+        fused: False: no Triton kernels.
+
+    Attributes:
+        plans: N -> `Plan` of each batch size.
+        tried: N -> all plans that were measured.
+        answered_again: samples for which there was no room, in all calls.
+
+    Raises:
+        ValueError: no example; sizes that are not whole numbers of at least 1; ``compact_from`` that is no share.
+
+    Not for several threads at once: batches of one size share memory. Under autocast, make it and call it under the
+    same autocast. `Prediction.rows_run` counts the rows that blocks really ran on, with those that had left, those of
+    padding, and those that `predict` answered again.
+    """
+
+    def __init__(
+        self,
+        network: MultiExitNetwork,
+        example: Tensor,
+        *,
+        batch_sizes: Iterable[int] = (),
+        compact_from: float | str = "auto",
+        spread: float = 3.0,
+        compiled: bool = False,
+        graphs: bool = True,
+        fused: bool = True,
+    ):
+        sizes = tuple(sorted(set(batch_sizes)))
+        if any(not isinstance(size, int) or size < 1 for size in sizes):
+            raise ValueError(f"batch sizes are whole numbers of at least 1, got {sizes}")
+        if not len(example):
+            raise ValueError("the example holds no sample: how many stay inside how long is learned from it")
+        if isinstance(compact_from, str) and compact_from != "auto":
+            raise ValueError(f"compact_from is a share, in [0, 1], or 'auto'; got {compact_from!r}")
+        check_device(example, network)
+        found = [network.predict(part) for part in example.split(max(sizes, default=256))]
+        self.network, self.spread, self._kind = network, spread, (example.shape[1:], example.dtype)
+        self.shares = shares_inside(torch.cat([part.exits for part in found]), len(network.blocks))
+        self._on_cpu, self._wants_graphs = not _can_capture(example.device), graphs
+        self._auto = compact_from == "auto"
+        self._threshold = 0.02 if self._auto else float(compact_from)
+        plan_rows(self.shares, 1, self._threshold, spread)  # is everything in its range?
+        owned = [tensor for tensor in (*network.parameters(), *network.buffers()) if tensor.numel()]
+        self._addresses = [(tensor, tensor.data_ptr()) for tensor in owned]
+        kept = frozenset(tensor.untyped_storage().data_ptr() for tensor in owned)
+        stem, blocks, heads = network.stem, list(network.blocks), list(network.heads)
+        if compiled:
+            stem = torch.compile(_Stem(stem))
+            blocks = [torch.compile(_Block(block)) for block in blocks]
+            heads = [torch.compile(_Head(head)) for head in heads]
+        self._parts = _Parts(network, stem, blocks, heads, found[0].probabilities.shape[1], fused, kept)
+        self._graphs: dict[int, _Graphs] = {}
+        self.plans: dict[int, Plan] = {}
+        self.tried: dict[int, list[Plan]] = {}
+        self.answered_again = 0
+        for size in sizes if not (self._on_cpu and graphs) else ():
+            self._prepare(size, example, graphs)
+
+    def _prepare(self, n: int, example: Tensor, graph: bool) -> None:
+        """Choose the plan of one batch size; capture it."""
+        generator = torch.Generator().manual_seed(n)
+        places = torch.rand(5, max(n, len(example)), generator=generator).argsort(1)[:, :n] % len(example)
+        batches = [example.index_select(0, some.to(example.device)) for some in places]
+        measures = graph and self._auto
+        candidates: dict[tuple, Plan] = {}
+        for threshold in THRESHOLDS if measures else (self._threshold,):
+            rows = plan_rows(self.shares, n, threshold, self.spread)
+            for stops in (False, True) if measures and n <= FEW else (n <= FEW or self._on_cpu,):
+                candidates.setdefault((rows, stops), Plan(rows, threshold, stops, graph))
+        self.tried[n] = []
+        for plan in candidates.values():
+            graphs = self._capture(plan, batches[0]) if graph else None
+            if graph and graphs is None:  # another plan would fail for the same reason
+                self.plans[n] = Plan(plan.rows, plan.compact_from, False, False)
+                return
+            if measures:
+                plan = Plan(plan.rows, plan.compact_from, plan.stops, True, self._milliseconds(graphs, batches))
+                self.tried[n].append(plan)
+            best = self.plans.get(n)
+            if best is None or (plan.ms is not None and plan.ms < best.ms):
+                self.plans[n] = plan
+                if graphs is not None:
+                    self._graphs[n] = graphs
+        self.answered_again = 0
+
+    def _capture(self, plan: Plan, x: Tensor) -> _Graphs | None:
+        with torch.inference_mode(False), evaluating(self.network):
+            x, trial = x.clone(), _Run(self._parts, plan.rows)
+            trial.everything(x, torch.full((), len(x), device=x.device), False)  # a block's own errors are raised here
+            alone = plan.stops or trial.writes  # a head must have read before the next block writes
+            try:
+                return _Graphs(_Run(self._parts, plan.rows, None if alone else torch.cuda.Stream()), x, plan.stops)
+            except Exception as problem:  # whatever a block does that a graph cannot: operations one by one still can
+                reason = f"{type(problem).__name__}: {problem}"[:300]
+                warnings.warn(
+                    f"no CUDA graph for batches of {len(x)}, operations start one by one: {reason}", stacklevel=2
+                )
+                return None
+
+    @torch.no_grad()
+    def _milliseconds(self, graphs: _Graphs, batches: list[Tensor]) -> float:
+        times = []
+        for x in batches * 5:
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            self._read(graphs.run, x, graphs(x), captured=True)
+            torch.cuda.synchronize()
+            times.append(1e3 * (time.perf_counter() - start))
+        return statistics.median(times[len(batches) :])
+
+    def __call__(self, x: Tensor) -> Prediction:
+        """Answer x (N, ...), N may be 0; see `MultiExitNetwork.predict`.
+
+        Raises:
+            ValueError: as `predict`; a sample of another shape or dtype than the example's; weights that were moved.
+        """
+        check_device(x, self.network)
+        if (x.shape[1:], x.dtype) != self._kind:
+            shape, dtype = self._kind
+            raise ValueError(
+                f"made for samples {tuple(shape)} of {dtype}, got {tuple(x.shape[1:])} of {x.dtype}: make another "
+                "FastPredictor for these"
+            )
+        n, sizes, plan = len(x), self._graphs, self.plans.get(len(x))
+        if n == 0 or (self._on_cpu and self._wants_graphs):
+            return self.network.predict(x, compact_from=self._threshold)
+        with torch.no_grad():
+            if not sizes or (plan is not None and not plan.graph):
+                return self._one_by_one(x, plan)
+            if n > max(sizes):
+                return _joined([self(part) for part in x.split(max(sizes))])
+            size = min(size for size in sizes if size >= n)
+            if 2 * n < size:
+                return self.network.predict(x)
+            graphs = sizes[size]
+            return self._read(graphs.run, x, graphs(x), captured=True)
+
+    def _one_by_one(self, x: Tensor, plan: Plan | None) -> Prediction:
+        threshold = self._threshold if plan is None else plan.compact_from
+        stops = self._on_cpu or len(x) <= FEW if plan is None else plan.stops
+        run = _Run(self._parts, plan_rows(self.shares, len(x), threshold, self.spread))
+        with evaluating(self.network):
+            ran = run.everything(x, torch.full((), len(x), device=x.device), stops)
+        return self._read(run, x, ran)
+
+    def _read(self, run: _Run, x: Tensor, ran: int, captured: bool = False) -> Prediction:
+        """Copies of a run's answers, complete and checked. The one wait for the device."""
+        probabilities, exits = run.probabilities[: len(x)].clone(), run.state.exits[: len(x)].clone()
+        cost = self.network._cost(exits)
+        rows_run = run.rows[:ran] + (0,) * (len(run.rows) - ran)
+        if captured and any(tensor.data_ptr() != address for tensor, address in self._addresses):  # the device is busy
+            raise ValueError("the network's weights were moved after this FastPredictor was made: make a new one")
+        total, lost = run.state.checks.tolist()
+        if lost:
+            places = (exits < 0).nonzero().squeeze(1)
+            again = self.network.predict(x.index_select(0, places))
+            probabilities.index_copy_(0, places, again.probabilities)
+            exits.index_copy_(0, places, again.exits)
+            cost = self.network._cost(exits)
+            rows_run = tuple(a + b for a, b in zip(rows_run, again.rows_run, strict=True))
+            self.answered_again += len(places)
+        if total != total:
+            check_answers(probabilities, exits, run.state.checks[0])
+        return Prediction(probabilities, exits, cost, rows_run)
+
+
+def _joined(parts: list[Prediction]) -> Prediction:
+    cost = None if parts[0].cost is None else torch.cat([part.cost for part in parts])
+    probabilities, exits = (torch.cat([getattr(part, name) for part in parts]) for name in ("probabilities", "exits"))
+    rows = tuple(sum(counts) for counts in zip(*(part.rows_run for part in parts), strict=True))
+    return Prediction(probabilities, exits, cost, rows)

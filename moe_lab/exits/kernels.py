@@ -1,0 +1,186 @@
+"""Triton kernels for an exit, where a dozen small operations take longer than the network's own block.
+
+Legend: C rows of a batch, N samples, K classes, D numbers per row.
+
+    leave       softmax, the four features (`features`), the gate (`gate`), the decision (`probability`), and the answer
+                of each row that leaves: one kernel instead of about twenty
+    finish      softmax of all answers, and what must be checked of them: one kernel instead of about fifteen
+    close_up    rows that have left among the first C' are overwritten by rows behind them that have not, in place; all
+                others stay where they are, which moves C' (C - C') / C rows instead of C'
+
+What they compute, and in which order of rows, is defined in plain torch in `inside`, which calls them. They run on
+CUDA, and on a CPU if TRITON_INTERPRET=1 was set before this module was imported (slow, for tests).
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import Tensor
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # a CPU build of PyTorch comes without it
+    triton = tl = None
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+MOST_CLASSES = 4096  # a row of logits is held in registers
+
+
+def usable(x: Tensor) -> bool:
+    """Triton can run on x: there, on this device, in this dtype."""
+    if triton is None or x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return False
+    if x.device.type == "cuda":
+        return x.device.index == torch.cuda.current_device()  # kernels start on the current device
+    return x.device.type == "cpu" and INTERPRETED
+
+
+def _jit(function):
+    return function if triton is None else triton.jit(function)
+
+
+@_jit
+def _entropy(p):
+    return -tl.sum(p * tl.log(tl.where(p > 0, p, 1.0)), 1)
+
+
+@_jit
+def _leave_kernel(
+    logits, weight, bias, samples, given_away, answers, exits, checks, n_rows, n_classes, layer,
+    DIRECT: tl.constexpr, LAST: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):  # fmt: skip
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    c = tl.arange(0, COLUMNS)
+    here, real = row < n_rows, (c < n_classes)[None, :]
+    sample = tl.load(samples + row, mask=here, other=-1)
+    inside = sample >= 0
+    at = row[:, None].to(tl.int64) * n_classes + c[None, :]
+    z = tl.load(logits + at, mask=here[:, None] & real, other=0.0).to(tl.float32)
+    before = tl.load(given_away + row, mask=here, other=0.0)
+    if LAST:
+        leaves = inside
+        tl.atomic_add(checks, tl.sum(tl.where(inside, before, 0.0), 0))  # is it NaN? the order of sums does not matter
+    else:
+        shifted = tl.where(real, z, float("-inf"))
+        e = tl.exp(shifted - tl.max(shifted, 1)[:, None])
+        total = tl.sum(e, 1)
+        p = e / total[:, None]
+        first = tl.max(p, 1)
+        second = tl.max(tl.where(c[None, :] == tl.argmax(p, 1)[:, None], -1.0, p), 1)
+        squares = p * p
+        r = squares / tl.sum(squares, 1)[:, None]
+        w0, w1 = tl.load(weight).to(tl.float32), tl.load(weight + 1).to(tl.float32)
+        w2, w3 = tl.load(weight + 2).to(tl.float32), tl.load(weight + 3).to(tl.float32)
+        gate = w0 * first + w1 * _entropy(p) + w2 * (first - second) + w3 * _entropy(r) + tl.load(bias).to(tl.float32)
+        gate = tl.where(total == total, gate, float("nan"))  # a maximum forgets NaN; the caller must hear of it
+        g = 1 / (1 + tl.exp(-gate))
+        leaves = inside & (2 * g + (before if DIRECT else 0.0) >= 1)
+    tl.debug_barrier()  # several threads read a row's state: all of them before one writes it
+    if not LAST:
+        tl.store(given_away + row, before + g, mask=here)
+    to = sample[:, None].to(tl.int64) * n_classes + c[None, :]
+    tl.store(answers + to, z, mask=leaves[:, None] & real)
+    tl.store(exits + sample, tl.zeros_like(sample) + layer, mask=leaves)
+    tl.store(samples + row, tl.zeros_like(sample) - 1, mask=leaves)
+
+
+def leave(
+    logits: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    samples: Tensor,
+    given_away: Tensor,
+    answers: Tensor,
+    exits: Tensor,
+    checks: Tensor,
+    layer: int,
+    direct: bool,
+    last: bool,
+) -> None:
+    """`inside.Inside.leave` of one exit; weight (4,), bias () of its gate."""
+    n_rows, n_classes = logits.shape
+    columns = triton.next_power_of_2(n_classes)
+    rows = max(1, min(16, 2048 // columns))
+    sizes = (n_rows, n_classes, layer, direct, last, rows, columns)
+    state = (samples, given_away, answers, exits, checks)
+    warps = 1 if rows * columns <= 512 else 4
+    _leave_kernel[(triton.cdiv(n_rows, rows),)](logits.contiguous(), weight, bias, *state, *sizes, num_warps=warps)
+
+
+@_jit
+def _finish_kernel(
+    answers, exits, count, probabilities, checks, n_rows, n_classes, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):
+    row, c = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, COLUMNS)
+    there = (row < n_rows)[:, None] & (c < n_classes)[None, :]
+    at = row[:, None].to(tl.int64) * n_classes + c[None, :]
+    z = tl.load(answers + at, mask=there, other=float("-inf"))
+    z = tl.where((row < n_rows)[:, None], z, 0.0)
+    e = tl.exp(z - tl.max(z, 1)[:, None])
+    total = tl.sum(e, 1)
+    tl.store(probabilities + at, e / total[:, None], mask=there)
+    real = (row < n_rows) & (row < tl.load(count))
+    tl.atomic_add(checks, tl.sum(tl.where(real, total, 0.0), 0))
+    lost = real & (tl.load(exits + row, mask=row < n_rows, other=0) < 0)
+    tl.atomic_add(checks + 1, tl.sum(lost.to(tl.float32), 0))
+
+
+def finish(answers: Tensor, exits: Tensor, count: Tensor, checks: Tensor, n: int) -> Tensor:
+    """`inside.Inside.finish`: (n, K) probabilities; adds to ``checks``."""
+    n_classes = answers.shape[1]
+    columns = triton.next_power_of_2(n_classes)
+    rows = max(1, min(16, 2048 // columns))
+    probabilities = answers.new_empty(n, n_classes)
+    grid = (triton.cdiv(n, rows),)
+    _finish_kernel[grid](answers, exits, count, probabilities, checks, n, n_classes, rows, columns, num_warps=1)
+    return probabilities
+
+
+@_jit
+def _places_kernel(samples, holes, tails, counts, n_rows, keep, BLOCK: tl.constexpr):
+    """One program: the places of rows to be overwritten and of rows to be moved, and how many of each."""
+    n_holes = 0
+    start = 0
+    while start < keep:
+        i = start + tl.arange(0, BLOCK)
+        hole = (tl.load(samples + i, mask=i < keep, other=0) < 0).to(tl.int32)
+        tl.store(holes + n_holes + tl.cumsum(hole, 0) - 1, i, mask=hole > 0)
+        n_holes += tl.sum(hole, 0)
+        start += BLOCK
+    n_tails = 0
+    start = keep
+    while start < n_rows:
+        i = start + tl.arange(0, BLOCK)
+        tail = (tl.load(samples + i, mask=i < n_rows, other=-1) >= 0).to(tl.int32)
+        tl.store(tails + n_tails + tl.cumsum(tail, 0) - 1, i, mask=tail > 0)
+        n_tails += tl.sum(tail, 0)
+        start += BLOCK
+    tl.store(counts, tl.minimum(n_holes, n_tails))
+
+
+@_jit
+def _move_kernel(h, samples, given_away, holes, tails, counts, width, COLUMNS: tl.constexpr):
+    pair, part = tl.program_id(0), tl.program_id(1)
+    if pair < tl.load(counts):
+        to, source = tl.load(holes + pair).to(tl.int64), tl.load(tails + pair).to(tl.int64)
+        c = part * COLUMNS + tl.arange(0, COLUMNS)
+        tl.store(h + to * width + c, tl.load(h + source * width + c, mask=c < width), mask=c < width)
+        if part == 0:
+            tl.store(samples + to, tl.load(samples + source))
+            tl.store(given_away + to, tl.load(given_away + source))
+
+
+def close_up(h: Tensor, samples: Tensor, given_away: Tensor, keep: int) -> Tensor:
+    """`inside.Inside.close_up`: the first ``keep`` rows of h, a contiguous tensor, which is changed."""
+    n_rows, width = len(h), h[0].numel()
+    moves = min(keep, n_rows - keep)
+    holes, tails = (torch.empty(max(size, 1), dtype=torch.int32, device=h.device) for size in (keep, n_rows - keep))
+    counts = torch.empty(1, dtype=torch.int32, device=h.device)
+    _places_kernel[(1,)](samples, holes, tails, counts, n_rows, keep, 1024, num_warps=4)
+    columns = min(triton.next_power_of_2(width), 2048)
+    grid = (moves, triton.cdiv(width, columns))
+    _move_kernel[grid](h, samples, given_away, holes, tails, counts, width, columns, num_warps=4)
+    return h[:keep]

@@ -1,0 +1,40 @@
+"""What there is to tune: block shapes. None of it changes a result beyond the order of sums.
+
+``python -m moe_lab.bench.gpu_cases --tune`` tries others. Read them here, as ``tuning.TILE``: then a change is seen by
+every kernel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """What a program handles at a time, ``rows`` x ``columns`` numbers (powers of 2), and its warps of 32 threads."""
+
+    rows: int
+    columns: int
+    warps: int
+
+
+@dataclass(frozen=True)
+class Product(Blocks):
+    """The tile of a product: ``depth`` of its inner dimension at a time, ``stages`` of them in flight.
+
+    ``registers`` a thread at most: with 128, two programs of 8 warps fit on a multiprocessor; None: no limit.
+    """
+
+    depth: int
+    stages: int
+    registers: int | None
+
+
+BLOCKS = {
+    "scatter_rows": Blocks(4, 512, 4),
+    "sum_rows": Blocks(4, 512, 4),
+    "activate": Blocks(16, 256, 4),
+    "activate_backward": Blocks(16, 256, 8),
+}
+TILE = 128  # rows of one expert that a program of the activation kernels walks over, BLOCKS rows at a time
+PRODUCTS = dict.fromkeys(("hidden", "hidden_gradient"), Product(128, 128, 8, depth=64, stages=3, registers=128))

@@ -1,0 +1,482 @@
+"""COMET's trees in two Triton kernels (`comet` has the equations and the oracle): logits to weights, and back.
+
+Legend: T tokens, D gate-input width, E experts = leaves, K trees, C = (2E - 1) K logits of a token.
+
+    X (T, D) -> Z = W X^T (C, T) -> weights g (E, T), log M (T,), entropy
+
+W and b hold all splits, then all leaves, K rows each: x is read once and one product does it all. M is the mass that
+`combine_trees` divides by. With D_l the gradient of p_l, V of a leaf is D_l and V of a split its mean over the leaves
+below it, given that the token arrives there:
+
+    dL/da_lj = g_lj (G_l - sum_i G_i g_i)                          G the gradient of g
+    D_lj     = exp(a_lj - log M) (G_l - sum_i G_i g_i) - H (log(p_lj + eps) + p_lj / (p_lj + eps))    H of the entropy
+    V_v      = S(z_v) V_left + S(-z_v) V_right                     from the leaves up
+    dL/dz_v  = reach_v S'(z_v) (V_left - V_right)
+
+A thread has one token and holds the logits of one subtree of at most 2^``levels`` leaves. Subtrees that none of the
+block's tokens reaches are neither loaded nor computed, forward or backward: their weights and gradients are the exact
+zeros that they are. (The product has computed their logits: it runs before anybody knows.)
+
+Precision: the trees are computed in float32. A bfloat16 x meets W in bfloat16 with float32 sums, which is exact for a
+bfloat16 W; a float32 W goes in two bfloat16 parts, together within 2^-17. Where we differ from the plain path: the
+gradients of logits are rounded to x's dtype before their two products, as in any bfloat16 layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from moe_lab.experts.kernels.common import jit, tl, triton
+from moe_lab.experts.kernels.common import usable as triton_runs
+from moe_lab.gates.comet import combine_trees, walk_levels
+from moe_lab.gates.losses import _EPSILON, selection_entropy
+
+MOST_EXPERTS = 1024
+# n_tokens is the stride of rows; were it known to be a multiple of 16, Triton would give each thread four tokens of a
+# row to load, and every step from level to level would go through shared memory.
+_launched = jit if triton is None else partial(triton.jit, do_not_specialize=("n_tokens",))
+
+
+@dataclass(frozen=True)
+class TreeBlocks:
+    """What a program handles: 32 tokens a warp, subtrees of 2^``levels`` leaves at a time.
+
+    ``registers`` a thread at most: 255 hold 8 warps on a multiprocessor, 168 hold 12. None: no limit.
+    """
+
+    warps: int
+    levels: int
+    registers: int | None = None
+
+    @property
+    def tokens(self) -> int:
+        """One for each thread."""
+        return 32 * self.warps
+
+    @property
+    def options(self) -> dict[str, int | None]:
+        """Of a launch."""
+        return {"TOKENS": self.tokens, "num_warps": self.warps, "maxnreg": self.registers}
+
+
+# What there is to tune: python -m moe_lab.bench.gpu_gates --tune. It changes nothing beyond the order of sums.
+# Compiled for sm_90 (E = 256, K = 4), these spill 0 and 24 bytes; 4 levels in the backward would spill 250 to 750.
+BLOCKS = {"forward": TreeBlocks(1, 4), "backward": TreeBlocks(1, 3, registers=168)}
+WHOLE = 4  # trees of at most so many levels are one subtree
+MOST_ABOVE = 5  # levels above the subtrees: a thread of the backward holds a number for each subtree
+
+
+def usable(x: Tensor, n_experts: int, k: int) -> bool:
+    """The kernels can run on x (T, D) for so many experts and trees: at least a token, and T K at most 2^26."""
+    fits = n_experts <= MOST_EXPERTS and 0 < len(x) * k <= 2**26  # places within a subtree are 32-bit numbers
+    return fits and triton_runs(x) and x.dtype != torch.float16
+
+
+@jit
+def _unit(z, inverse_gamma):
+    u = tl.maximum(z * inverse_gamma + 0.5, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    return tl.minimum(u, 1.0, propagate_nan=tl.PropagateNan.ALL)
+
+
+@jit
+def _step(z, inverse_gamma):
+    u = _unit(z, inverse_gamma)
+    return u * u * (3 - 2 * u)
+
+
+@jit
+def _slope(z, inverse_gamma):
+    u = _unit(z, inverse_gamma)
+    return 6 * inverse_gamma * u * (1 - u)
+
+
+@jit
+def _at(base, first, offset, tree, t, n_tokens, K: tl.constexpr):
+    """Addresses of (ROWS, TOKENS) numbers: rows first + offset (ROWS,) of one tree, K rows for each node."""
+    row = (first * K + tree + tl.zeros((1,), tl.int64)) * n_tokens  # 64 bits once, not for every row: fewer registers
+    return base + row[:, None] + (offset * (K * n_tokens))[:, None] + t[None, :]
+
+
+@jit
+def _split_logits(logits, bias, first, tree, t, n_tokens, E: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr):
+    """z of ROWS consecutive splits, and which of them exist: behind split E - 2 come leaves."""
+    i = tl.arange(0, ROWS)
+    exists = (first + i < E - 1)[:, None]
+    z = tl.load(_at(logits, first, i, tree, t, n_tokens, K), mask=exists & (t < n_tokens)[None, :], other=0.0)
+    return z + tl.load(bias + (first + i) * K + tree, mask=first + i < E - 1, other=0.0)[:, None], exists
+
+
+@jit
+def _go(z, exists, inverse_gamma):
+    """S(z) and S(-z). A leaf one level above the lowest gets a child to the left: itself."""
+    return tl.where(exists, _step(z, inverse_gamma), 1.0), tl.where(exists, _step(-z, inverse_gamma), 0.0)
+
+
+@jit
+def _children(left, right, ROWS: tl.constexpr, TOKENS: tl.constexpr):
+    return tl.join(left, right).permute(0, 2, 1).reshape(2 * ROWS, TOKENS)
+
+
+@jit
+def _leaves(subtree, E: tl.constexpr, TOP: tl.constexpr, LEVELS: tl.constexpr):
+    """The first leaf of a subtree at depth TOP; what is added to it at each place below; which places are leaves."""
+    i, lower = tl.arange(0, 1 << LEVELS), 2 * E - (1 << (TOP + LEVELS))  # leaves on the lowest level
+    first = subtree << LEVELS
+    if lower == E:
+        offset, exists = i, i >= 0
+    else:  # behind them come the leaves one level higher, each in place of two
+        place = first + i
+        exists = (place < lower) | (i % 2 == 0)
+        first = tl.where(first < lower, first, (lower + first) // 2)
+        offset = tl.where(place < lower, place, (lower + place) // 2) - first
+    return first, offset, exists[:, None]
+
+
+@jit
+def _arrive(
+    logits, bias, subtree, tree, t, n_tokens, inverse_gamma, K: tl.constexpr, TOP: tl.constexpr, TOKENS: tl.constexpr
+):
+    """(TOKENS,) probability of arriving at a subtree at depth TOP; 0 behind the last token."""
+    reach = tl.where(t < n_tokens, 1.0, 0.0)
+    for depth in tl.static_range(TOP):
+        v = (1 << depth) - 1 + (subtree >> (TOP - depth))
+        right = (subtree >> (TOP - 1 - depth)) & 1
+        row = v * K + tree
+        z = tl.load(logits + row * n_tokens + t, mask=t < n_tokens, other=0.0) + tl.load(bias + row)
+        reach *= _step(tl.where(right == 1, -z, z), inverse_gamma)
+    return reach
+
+
+@jit
+def _leaf_logits(logits, bias, first, offset, there, tree, t, n_tokens, E: tl.constexpr, K: tl.constexpr):
+    a = tl.load(_at(logits, E - 1 + first, offset, tree, t, n_tokens, K), mask=there, other=0.0)
+    return a + tl.load(bias + (E - 1 + first + offset) * K + tree)[:, None]
+
+
+@_launched
+def _forward_kernel(
+    logits, bias, weights, log_mass, shift, entropy, n_tokens, inverse_gamma, eps,
+    E: tl.constexpr, K: tl.constexpr, TOP: tl.constexpr, LEVELS: tl.constexpr, ENTROPY: tl.constexpr,
+    TOKENS: tl.constexpr,
+):  # fmt: skip
+    t = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
+    highest = tl.full((TOKENS,), -3e38, tl.float32)  # finite, so that no difference of two is NaN
+    total, uncertain = tl.zeros((TOKENS,), tl.float32), tl.zeros((TOKENS,), tl.float32)
+    for subtree in range(1 << TOP):
+        leaf, offset, there = _leaves(subtree, E, TOP, LEVELS)
+        there &= (t < n_tokens)[None, :]
+        mass = tl.zeros((1 << LEVELS, TOKENS), tl.float32)
+        for tree in range(K):
+            reach = _arrive(logits, bias, subtree, tree, t, n_tokens, inverse_gamma, K, TOP, TOKENS)
+            if tl.max(reach, 0) > 0:
+                p = reach[None, :]
+                for level in tl.static_range(LEVELS):
+                    first = (((1 << TOP) + subtree) << level) - 1
+                    z, exists = _split_logits(logits, bias, first, tree, t, n_tokens, E, K, 1 << level)
+                    left, right = _go(z, exists, inverse_gamma)
+                    p = _children(p * left, p * right, 1 << level, TOKENS)
+                a = tl.where(p > 0, _leaf_logits(logits, bias, leaf, offset, there, tree, t, n_tokens, E, K), -3e38)
+                higher = tl.maximum(highest, tl.max(a, 0))
+                shrink = tl.exp(highest - higher)
+                more = p * tl.exp(a - higher[None, :])
+                mass = mass * shrink[None, :] + more
+                total = total * shrink + tl.sum(more, 0)
+                highest = higher
+                if ENTROPY:
+                    uncertain -= tl.sum(p * tl.log(p + eps), 0)
+        if TOP == 0:
+            mass = mass / total[None, :]
+        else:
+            tl.store(shift + subtree * n_tokens + t, highest, mask=t < n_tokens)
+        tl.store(_at(weights, leaf, offset, 0, t, n_tokens, 1), mass, mask=there)
+    tl.store(log_mass + t, highest + tl.log(total), mask=t < n_tokens)
+    if ENTROPY:
+        tl.store(entropy + t, uncertain, mask=t < n_tokens)
+    if TOP > 0:  # every subtree was shifted by the highest logit so far; now the highest of all is known
+        tl.debug_barrier()
+        for subtree in range(1 << TOP):
+            leaf, offset, there = _leaves(subtree, E, TOP, LEVELS)
+            there &= (t < n_tokens)[None, :]
+            at = _at(weights, leaf, offset, 0, t, n_tokens, 1)
+            then = tl.load(shift + subtree * n_tokens + t, mask=t < n_tokens, other=0.0)
+            scale = tl.exp(then - highest) / total
+            tl.store(at, tl.load(at, mask=there, other=0.0) * scale[None, :], mask=there)
+
+
+@jit
+def _leaf_gradients(
+    p, leaf, offset, there, logits, bias, grad, log_m, grad_weights, dot, grad_entropy, eps, tree, t, n_tokens,
+    E: tl.constexpr, K: tl.constexpr, ENTROPY: tl.constexpr,
+):  # fmt: skip
+    """D; stores the gradient of the leaf logits."""
+    a = _leaf_logits(logits, bias, leaf, offset, there, tree, t, n_tokens, E, K)
+    g = tl.load(_at(grad_weights, leaf, offset, 0, t, n_tokens, 1), mask=there, other=0.0)
+    d = tl.where(p > 0, tl.exp(a - log_m[None, :]) * (g - dot[None, :]), 0.0)
+    at = _at(grad, E - 1 + leaf, offset, tree, t, n_tokens, K)
+    tl.store(at, (p * d).to(grad.dtype.element_ty), mask=there)
+    if ENTROPY:
+        d = tl.where(p > 0, d - grad_entropy * (tl.log(p + eps) + p / (p + eps)), 0.0)
+    return d
+
+
+@jit
+def _climb(
+    reach, root, values, leaf, offset, there, logits, bias, grad, log_m, grad_weights, dot, grad_entropy, eps,
+    inverse_gamma, tree, t, n_tokens,
+    E: tl.constexpr, K: tl.constexpr, LEVEL: tl.constexpr, LEVELS: tl.constexpr, LEAVES: tl.constexpr,
+    ENTROPY: tl.constexpr, TOKENS: tl.constexpr,
+):  # fmt: skip
+    """V of level LEVEL below ``root``; stores the gradients of all splits below. At the bottom V is D, or ``values``
+    if LEAVES is false."""
+    if LEVEL < LEVELS:
+        first = ((root + 1) << LEVEL) - 1
+        z, exists = _split_logits(logits, bias, first, tree, t, n_tokens, E, K, 1 << LEVEL)
+        left, right = _go(z, exists, inverse_gamma)
+        below = _climb(
+            _children(reach * left, reach * right, 1 << LEVEL, TOKENS), root, values, leaf, offset, there, logits, bias,
+            grad, log_m, grad_weights, dot, grad_entropy, eps, inverse_gamma, tree, t, n_tokens,
+            E, K, LEVEL + 1, LEVELS, LEAVES, ENTROPY, TOKENS,
+        )  # fmt: skip
+        from_left, from_right = below.reshape(1 << LEVEL, 2, TOKENS).permute(0, 2, 1).split()
+        dz = reach * _slope(z, inverse_gamma) * (from_left - from_right)
+        at = _at(grad, first, tl.arange(0, 1 << LEVEL), tree, t, n_tokens, K)
+        tl.store(at, dz.to(grad.dtype.element_ty), mask=exists & (t < n_tokens)[None, :])
+        result = left * from_left + right * from_right
+    elif LEAVES:
+        result = _leaf_gradients(
+            reach, leaf, offset, there, logits, bias, grad, log_m, grad_weights, dot, grad_entropy, eps, tree, t,
+            n_tokens, E, K, ENTROPY,
+        )  # fmt: skip
+    else:
+        result = values
+    return result
+
+
+@jit
+def _forget(
+    grad, subtree, leaf, offset, there, tree, t, n_tokens,
+    E: tl.constexpr, K: tl.constexpr, TOP: tl.constexpr, LEVELS: tl.constexpr,
+):  # fmt: skip
+    """Exact zeros for all gradients of a subtree."""
+    for level in tl.static_range(LEVELS):
+        first, i = (((1 << TOP) + subtree) << level) - 1, tl.arange(0, 1 << level)
+        at = _at(grad, first, i, tree, t, n_tokens, K)
+        exists = (first + i < E - 1)[:, None] & (t < n_tokens)[None, :]
+        tl.store(at, tl.zeros(at.shape, grad.dtype.element_ty), mask=exists)
+    at = _at(grad, E - 1 + leaf, offset, tree, t, n_tokens, K)
+    tl.store(at, tl.zeros(at.shape, grad.dtype.element_ty), mask=there)
+
+
+@_launched
+def _backward_kernel(
+    logits, bias, weights, log_mass, grad_weights, grad_entropy, grad, n_tokens, inverse_gamma, eps,
+    E: tl.constexpr, K: tl.constexpr, TOP: tl.constexpr, LEVELS: tl.constexpr, ENTROPY: tl.constexpr,
+    TOKENS: tl.constexpr,
+):  # fmt: skip
+    t = tl.program_id(0) // K * TOKENS + tl.arange(0, TOKENS)
+    tree = tl.program_id(0) % K  # one tree a program: the K programs of a block run together and share their cache
+    log_m = tl.load(log_mass + t, mask=t < n_tokens, other=0.0)
+    h = tl.load(grad_entropy) / n_tokens if ENTROPY else 0.0
+    dot = tl.zeros((TOKENS,), tl.float32)
+    for subtree in range(1 << TOP):
+        leaf, offset, there = _leaves(subtree, E, TOP, LEVELS)
+        there &= (t < n_tokens)[None, :]
+        g = tl.load(_at(weights, leaf, offset, 0, t, n_tokens, 1), mask=there, other=0.0)
+        dot += tl.sum(g * tl.load(_at(grad_weights, leaf, offset, 0, t, n_tokens, 1), mask=there, other=0.0), 0)
+    values = tl.zeros((1 << TOP, TOKENS), tl.float32)
+    for subtree in range(1 << TOP):
+        leaf, offset, there = _leaves(subtree, E, TOP, LEVELS)
+        there &= (t < n_tokens)[None, :]
+        reach = _arrive(logits, bias, subtree, tree, t, n_tokens, inverse_gamma, K, TOP, TOKENS)
+        if tl.max(reach, 0) > 0:
+            value = _climb(
+                reach[None, :], (1 << TOP) - 1 + subtree, values, leaf, offset, there, logits, bias, grad, log_m,
+                grad_weights, dot, h, eps, inverse_gamma, tree, t, n_tokens,
+                E, K, 0, LEVELS, True, ENTROPY, TOKENS,
+            )  # fmt: skip
+            values = tl.where((tl.arange(0, 1 << TOP) == subtree)[:, None], value, values)
+        else:
+            _forget(grad, subtree, leaf, offset, there, tree, t, n_tokens, E, K, TOP, LEVELS)
+    if TOP > 0:
+        everywhere = tl.where(t < n_tokens, 1.0, 0.0)[None, :]
+        _climb(
+            everywhere, 0, values, 0, t, t, logits, bias, grad, log_m, grad_weights, dot, h, eps, inverse_gamma,
+            tree, t, n_tokens, E, K, 0, TOP, False, ENTROPY, TOKENS,
+        )  # fmt: skip
+
+
+def trees_oracle(logits: Tensor, bias: Tensor, k: int, gamma: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What the kernels compute, by `comet`'s own functions, differentiable by autograd.
+
+    Args:
+        logits: (C, T) without bias, splits before leaves.
+        bias: (C,).
+        k, gamma: K and the width of the smooth-step.
+
+    Returns:
+        weights (E, T); the mean entropy over tokens, a scalar; p and g per tree, both (E, K, T).
+    """
+    n_splits = (logits.shape[0] // k - 1) // 2
+    split, leaf = (logits + bias[:, None]).unflatten(0, (-1, k)).split((n_splits, n_splits + 1))
+    _, p = walk_levels(split, gamma)
+    g = combine_trees(p, leaf)
+    return g.sum(1), selection_entropy(p), p, g
+
+
+def _sizes(which: str, n_experts: int, k: int) -> dict[str, int]:
+    depth = (n_experts - 1).bit_length()
+    levels = depth if depth <= WHOLE else max(BLOCKS[which].levels, depth - MOST_ABOVE)
+    return {"E": n_experts, "K": k, "TOP": depth - levels, "LEVELS": levels}
+
+
+def trees(logits: Tensor, bias: Tensor, k: int, gamma: float, entropy: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The forward kernel.
+
+    Args:
+        logits: (C, T) float32, contiguous, without bias.
+        bias: (C,) float32.
+        k, gamma: K and the width of the smooth-step.
+        entropy: compute it.
+
+    Returns:
+        weights (E, T), log M (T,), and the mean entropy over tokens, a scalar, or None.
+    """
+    (n_logits, n_tokens), blocks = logits.shape, BLOCKS["forward"]
+    sizes = _sizes("forward", (n_logits // k + 1) // 2, k)
+    weights = logits.new_empty(sizes["E"], n_tokens)
+    log_mass = logits.new_empty(n_tokens)
+    shift = logits.new_empty(1 << sizes["TOP"], n_tokens) if sizes["TOP"] else log_mass
+    uncertain = logits.new_empty(n_tokens) if entropy else log_mass
+    _forward_kernel[(triton.cdiv(n_tokens, blocks.tokens),)](
+        logits, bias, weights, log_mass, shift, uncertain, n_tokens, 1 / gamma, _EPSILON,
+        **sizes, ENTROPY=entropy, **blocks.options,
+    )  # fmt: skip
+    return weights, log_mass, uncertain.mean() if entropy else None
+
+
+def trees_backward(
+    logits: Tensor,
+    bias: Tensor,
+    weights: Tensor,
+    log_mass: Tensor,
+    k: int,
+    gamma: float,
+    grad_weights: Tensor,
+    grad_entropy: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    """The backward kernel.
+
+    Args:
+        logits, bias, weights, log_mass, k, gamma: of `trees`.
+        grad_weights: (E, T) float32, contiguous.
+        grad_entropy: a scalar, or None.
+        dtype: of the result.
+
+    Returns:
+        The gradient of the logits, (C, T).
+    """
+    (n_experts, n_tokens), blocks = weights.shape, BLOCKS["backward"]
+    grad, has_entropy = torch.empty_like(logits, dtype=dtype), grad_entropy is not None
+    _backward_kernel[(triton.cdiv(n_tokens, blocks.tokens) * k,)](
+        logits, bias, weights, log_mass, grad_weights, grad_entropy if has_entropy else log_mass, grad, n_tokens,
+        1 / gamma, _EPSILON, **_sizes("backward", n_experts, k), ENTROPY=has_entropy, **blocks.options,
+    )  # fmt: skip
+    return grad
+
+
+def product(a: Tensor, b: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """A B in ``dtype``, its sums in float32."""
+    if a.device.type == "cuda" and a.dtype != dtype == torch.float32:
+        return torch.mm(a, b, out_dtype=dtype)
+    return (a @ b).to(dtype) if a.dtype in (dtype, torch.float32) else a.float() @ b.float()
+
+
+class _FastTrees(torch.autograd.Function):
+    """Product and trees: x (T, D), W (C, D), b (C,) float32 -> weights (E, T), entropy or None, logits (C, T)."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, k: int, gamma: float, entropy: bool):
+        ctx.set_materialize_grads(False)
+        rounded = weight.to(x.dtype)
+        logits = product(rounded, x.T)
+        if x.dtype != torch.float32 and weight.dtype == torch.float32:
+            logits += product((weight - rounded).to(x.dtype), x.T)
+        weights, log_mass, uncertain = trees(logits, bias, k, gamma, entropy)
+        ctx.save_for_backward(x, weight, bias, logits, weights, log_mass)
+        ctx.k, ctx.gamma = k, gamma
+        return weights, uncertain, logits
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_weights: Tensor | None, grad_entropy: Tensor | None, grad_logits: Tensor | None):
+        x, weight, bias, logits, weights, log_mass = ctx.saved_tensors
+        with torch.autocast(x.device.type, enabled=False):
+            grad = grad_logits if grad_logits is None else grad_logits.to(x.dtype)
+            grad_bias = None
+            if grad_weights is not None or grad_entropy is not None:
+                grad_weights = torch.zeros_like(weights) if grad_weights is None else grad_weights.contiguous()
+                own = trees_backward(
+                    logits, bias, weights, log_mass, ctx.k, ctx.gamma, grad_weights, grad_entropy, x.dtype
+                )
+                grad = own if grad is None else grad + own
+                if ctx.needs_input_grad[2]:  # of these alone: whoever uses the logits adds the bias, too
+                    grad_bias = own.sum(1, dtype=torch.float32)
+            if grad is None:
+                return (None,) * 6
+            grad_x = grad.T @ weight.to(x.dtype) if ctx.needs_input_grad[0] else None
+            grad_weight = product(grad, x, weight.dtype) if ctx.needs_input_grad[1] else None
+        return grad_x, grad_weight, grad_bias, None, None, None
+
+
+class LazyDetails(Mapping[str, Tensor]):
+    """`CometGate`'s details, computed by the plain path when somebody asks: K times more numbers than the weights."""
+
+    names = ("tree_probabilities", "tree_weights")
+
+    def __init__(self, logits: Tensor, bias: Tensor, k: int, gamma: float):
+        self.given = logits, bias, k, gamma
+
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        """Both, (T, E, K)."""
+        _, _, p, g = trees_oracle(*self.given)
+        return {"tree_probabilities": p.movedim(-1, 0), "tree_weights": g.movedim(-1, 0)}
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self.names:
+            raise KeyError(name)
+        return self.tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def fast_trees(
+    x: Tensor, weight: Tensor, bias: Tensor, k: int, gamma: float, entropy: bool
+) -> tuple[Tensor, Tensor | None, LazyDetails]:
+    """A whole gate on tokens for which `usable` is true; nothing in it waits for the device.
+
+    Args:
+        x: (T, D), float32 or bfloat16, T at least 1.
+        weight: (C, D), rows of all splits in heap order, then of all leaves, K each.
+        bias: (C,).
+        k, gamma: K and the width of the smooth-step.
+        entropy: compute the entropy term.
+
+    Returns:
+        weights (T, E) float32, a transposed view; the entropy (scalar) or None; the details. Not differentiable twice.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        bias = bias.float()
+        weights, uncertain, logits = _FastTrees.apply(x, weight, bias, k, gamma, entropy)
+    return weights.T, uncertain, LazyDetails(logits, bias, k, gamma)

@@ -1,0 +1,124 @@
+"""The benchmark of early exits on one GPU says what it measured: tested is what is planted and counted, no timing."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from moe_lab.bench import gpu_exits
+from moe_lab.bench.gpu_exits import TINY, PlantedNetwork, Size, cases, compare, main, measure, rho_of, tune
+from moe_lab.exits import Prediction
+from moe_lab.exits.policies import geometric_shares
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return PlantedNetwork(TINY, 2.05, "cpu", torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_images_leave_where_it_is_written_also_in_bfloat16(dtype):
+    planted = PlantedNetwork(Size(layers=8, width=256, side=16), 2.05, "cpu", dtype)
+    images, exits = planted.images(64, seed=3)
+    assert len(exits.unique()) == 8 and images.dtype == dtype
+    masked, early = planted.network.predict_masked(images), planted.network.predict(images)
+    assert torch.equal(masked.exits, exits) and torch.equal(early.exits, exits)
+    _, gate_logits = planted.network(images)
+    assert gate_logits.abs().min() > 10  # far from every threshold
+    assert len(masked.labels.unique()) > 3  # answers depend on the image
+
+
+def test_exits_cost_what_was_asked_for(tiny):
+    _, exits = tiny.images(20000, seed=0)
+    assert float((tiny.shares * tiny.network.costs).sum()) == pytest.approx(1 / 2.05, rel=1e-3)
+    assert float(tiny.network.costs[exits].mean()) == pytest.approx(1 / 2.05, rel=0.02)
+    assert tiny.network.costs.dtype == torch.float64  # in bfloat16 a ratio would have two digits
+
+
+def test_rho_is_found_and_an_impossible_ratio_is_refused():
+    costs = torch.tensor([0.25, 0.5, 1.0])
+    assert rho_of(1 / float((geometric_shares(0.7, 3) * costs).sum()), costs) == pytest.approx(0.7, rel=1e-3)
+    for ratio in (0.9, 4.5):
+        with pytest.raises(ValueError, match="between 1 and 4"):
+            rho_of(ratio, costs)
+
+
+def test_the_full_network_has_the_last_exit_s_answers(tiny):
+    images, _ = tiny.images(9, seed=1)
+    torch.testing.assert_close(tiny.full(images), tiny.network(images)[0][:, -1])
+
+
+def test_every_case_answers_alike(tiny):
+    images, _ = tiny.images(12, seed=1)
+    masked, full = tiny.network.predict_masked(images), tiny.full(images).softmax(-1)
+    found = cases(tiny, images, images, compiled=False)
+    assert set(found) >= {"full, eager", "masked", "plain", "fast, eager"}
+    for name, prepare in found.items():
+        row = compare(prepare()(images), full if name.startswith("full") else masked)
+        assert row["difference"] < 1e-5 and row["other_labels"] == row.get("other_exits", 0) == 0, name
+
+
+def test_other_answers_are_not_timed(tiny, monkeypatch):
+    right = torch.full((4, 2), 0.5)
+    with pytest.raises(ValueError, match="other answers"):
+        compare(right + torch.tensor([0.1, -0.1]), right)
+    exits = torch.zeros(4, dtype=torch.int64)
+    one, other = (Prediction(right, some, None, (4, 4)) for some in (exits, exits + 1))
+    with pytest.raises(ValueError, match="other answers"):
+        compare(one, other)
+    with pytest.raises(ValueError, match="other answers"):
+        compare(right * torch.nan, right)
+
+    def broken(*_, **__):
+        return {"full, eager": lambda: lambda x: tiny.full(x).softmax(-1), "plain": lambda: lambda x: 1 / 0}
+
+    monkeypatch.setattr(gpu_exits, "cases", broken)
+    good, bad = measure(tiny, 4, rounds=2, n_steps=1)
+    assert good["ms"] > 0 and good["speed_up"] == 1 and good["reached"] is None
+    assert "division by zero" in bad["failed"] and "ms" not in bad
+
+
+def test_speed_is_over_the_fastest_full_network_and_over_the_images_own_ratio(tiny):
+    rows = {row["case"]: row for row in measure(tiny, 8, rounds=1, n_steps=2, compiled=False)}
+    best = min(row["ms"] for name, row in rows.items() if name.startswith("full"))
+    row = rows["fast, eager"]
+    _, exits = tiny.images(8 * 8, seed=2)
+    assert row["ratio"] == pytest.approx(1 / float(tiny.network.costs[exits].mean()))
+    assert row["speed_up"] == pytest.approx(best / row["ms"])
+    assert row["reached"] == pytest.approx(best / row["ms"] / row["ratio"])
+    assert row["other_exits"] == 0 and row["again"] >= 0 and row["plan"]["rows"][0] == 8
+
+
+def test_thresholds_that_plan_the_same_rows_are_timed_once(tiny):
+    names = [row["case"] for row in tune(tiny, 8, rounds=1, n_steps=2, compiled=False)]
+    fast = [name for name in names if name.startswith("fast")]
+    assert "full, eager" in names and "plain, 0.02" in names and "plain, 1.0" in names
+    assert 2 <= len(fast) < len([name for name in names if name.startswith("plain")])
+
+
+def test_the_command_prints_tables_and_writes_what_it_printed(tmp_path, capsys):
+    path = tmp_path / "new" / "report.json"
+    frame = ["--rounds", "1", "--steps", "2", "--no-compile", "--device", "cpu", "--json", str(path)]
+    report = main(["--batches", "3", "--layers", "3", "--cases", "full, eager", "plain", "--dtype", "float32", *frame])
+    printed = capsys.readouterr().out
+    assert json.loads(path.read_text()) == json.loads(json.dumps(report))
+    assert [row["case"] for row in report["tables"][0]["cases"]] == ["full, eager", "plain"]
+    assert report["size"]["layers"] == 3 and report["command"] in printed and "reached" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--ratio", "50"], "no distribution"),
+        (["--width", "8"], "width 16"),
+        (["--batches", "0"], "at least 1"),
+        (["--rounds", "1", "--steps", "1"], "two timed steps"),
+        (["--cases", "plan"], "did you mean 'plain'"),
+    ],
+)
+def test_what_cannot_be_is_refused(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        main(["--device", "cpu", "--no-compile", *arguments])
+    assert message in capsys.readouterr().err

@@ -1,0 +1,157 @@
+"""Who is inside, step by step: the torch version against plain Python, the kernels against the torch version.
+
+The kernels run on CUDA, or in Triton's interpreter: TRITON_INTERPRET=1 pytest tests/exits/test_inside.py.
+"""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moe_lab.exits import ExitGates, exits_taken, kernels, uncertainty_features
+from moe_lab.exits.inside import Inside
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+needs_triton = pytest.mark.skipif(
+    not kernels.usable(torch.empty(1, device=DEVICE)), reason="needs Triton and CUDA, or Triton and TRITON_INTERPRET=1"
+)
+MODELS = ("direct", "stick_breaking", "cumulative")
+
+
+def gates(n_gates, seed=0):
+    made = ExitGates(n_gates, generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        made.weight.copy_(torch.tensor([4.0, -1.0, 2.0, -1.0]))
+        made.bias.fill_(-2.0)
+    return made.to(DEVICE)
+
+
+def inside(n, real, n_classes, made, model="direct", fused=False):
+    return Inside(n, torch.tensor(real, device=DEVICE), n_classes, made, model, fused)
+
+
+@torch.no_grad()
+def run(state, logits):
+    """All exits of logits (N, L, K), without taking rows out."""
+    for layer in range(logits.shape[1]):
+        state.leave(logits[:, layer], layer, layer == logits.shape[1] - 1)
+    return state
+
+
+@pytest.mark.parametrize("fused", [False, pytest.param(True, marks=needs_triton)])
+@pytest.mark.parametrize("model", MODELS)
+def test_samples_leave_where_the_rule_says_with_the_logits_of_that_exit(model, fused):
+    made, logits = gates(3), 3 * torch.randn(50, 4, 5).to(DEVICE)
+    features = uncertainty_features(logits[:, :3])
+    expected = exits_taken(made(features).detach().sigmoid(), model)
+    state = run(inside(50, 47, 5, made, model, fused), logits)
+    assert state.fused == fused
+    assert torch.equal(state.exits[:47], expected[:47]) and len(expected.unique()) > 2
+    assert (state.exits[47:50] == -1).all() and (state.answers[47:50] == 0).all()  # padding
+    rows = torch.arange(47, device=DEVICE)
+    torch.testing.assert_close(state.answers[:47], logits[rows, expected[:47]])
+    assert (state.samples == -1).all()
+    torch.testing.assert_close(state.finish()[:47], state.answers[:47].softmax(-1))
+    total, lost = state.checks.tolist()
+    assert lost == 0 and not math.isnan(total)
+
+
+@pytest.mark.parametrize("fused", [False, pytest.param(True, marks=needs_triton)])
+@pytest.mark.parametrize("where", [(3, 0), (3, 3)])
+def test_nan_is_seen_by_the_check_but_not_that_of_padding(fused, where):
+    made, logits = gates(3), torch.randn(8, 4, 3, device=DEVICE)
+    made.bias.data.fill_(-9.0)  # everybody goes to the last exit
+    for row, bad in ((where[0], True), (7, False)):
+        poisoned = logits.clone()
+        poisoned[row, where[1], 1] = torch.nan
+        state = run(inside(8, 7, 3, made, fused=fused), poisoned)
+        state.finish()
+        total, lost = state.checks.tolist()
+        assert math.isnan(total) == bad and lost == 0
+
+
+@pytest.mark.parametrize("fused", [False, pytest.param(True, marks=needs_triton)])
+def test_samples_without_an_answer_are_counted_but_not_padding(fused):
+    state = inside(40, 33, 3, gates(2), fused=fused)
+    state.exits[torch.arange(0, 40, 2)] = 1
+    state.finish()
+    assert state.checks[1] == 16 and not state.checks.isnan().any()
+
+
+def by_hand(samples, keep):
+    """Places of the rows that end in the first ``keep``, as the module's text says."""
+    source = list(range(keep))
+    tails = [i for i in range(keep, len(samples)) if samples[i] >= 0]
+    for i in range(keep):
+        if samples[i] < 0 and tails:
+            source[i] = tails.pop(0)
+    return source
+
+
+@pytest.mark.parametrize("fused", [False, pytest.param(True, marks=needs_triton)])
+@settings(deadline=None, max_examples=15 if kernels.INTERPRETED else 60)
+@given(st.lists(st.booleans(), min_size=2, max_size=40), st.data())
+def test_gaps_are_filled_from_behind_and_others_stay(fused, alive, data):
+    keep = data.draw(st.integers(1, len(alive) - 1))
+    n = len(alive)
+    state = inside(n, n, 3, gates(2), fused=fused)
+    samples = [i if there else -1 for i, there in enumerate(alive)]
+    state.samples = torch.tensor(samples, dtype=torch.int32, device=DEVICE)
+    state.given_away = torch.arange(n, dtype=torch.float32, device=DEVICE) / 7
+    h = torch.randn(n, 3, 5, device=DEVICE)
+    before, given_away = h.clone(), state.given_away.clone()
+    source = by_hand(samples, keep)
+    found = state.close_up(h, keep, may_write=True)
+    assert torch.equal(found, before[source]) and state.samples.tolist() == [samples[i] for i in source]
+    assert torch.equal(state.given_away, given_away[source])
+    if fused:
+        assert found.data_ptr() == h.data_ptr()  # in place
+
+
+def test_nothing_is_written_over_unless_it_may_be():
+    state = inside(4, 4, 3, gates(2))
+    state.samples = torch.tensor([-1, 1, 2, 3], dtype=torch.int32, device=DEVICE)
+    h = torch.randn(4, 2, device=DEVICE)
+    before = h.clone()
+    assert torch.equal(state.close_up(h, 3), before[[3, 1, 2]]) and torch.equal(h, before)
+
+
+@needs_triton
+@pytest.mark.parametrize("n_classes", [2, 10, 100])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("model", MODELS)
+def test_triton_decides_like_torch(n_classes, dtype, model):
+    made = gates(1)
+    made.bias.data.fill_(math.log(n_classes) - 4)
+    logits = 4 * torch.randn(70, 2, n_classes, device=DEVICE).to(dtype)
+    logits[:3, 0] = torch.tensor([[60.0, -60.0] + [-60.0] * (n_classes - 2), [0.0] * n_classes, [5.0] * n_classes])
+    first, second = (inside(70, 66, n_classes, made, model, fused) for fused in (True, False))
+    with torch.no_grad():
+        first.leave(logits[:, 0], 0, False)
+        second.leave(logits[:, 0], 0, False)
+    torch.testing.assert_close(first.given_away, second.given_away, atol=2e-6, rtol=2e-5)
+    assert torch.equal(first.samples, second.samples) and torch.equal(first.exits[:70], second.exits[:70])
+    assert torch.equal(first.answers[:70], second.answers[:70])
+
+
+@needs_triton
+def test_triton_closes_up_more_rows_than_one_pass_of_its_program_sees():
+    n, keep = 2600, 1300
+    states = [inside(n, n, 3, gates(2), fused=fused) for fused in (True, False)]
+    alive = torch.rand(n, device=DEVICE) < 0.4
+    h = torch.randn(n, 3, device=DEVICE)
+    found = []
+    for state in states:
+        state.samples = torch.where(alive, state.samples, -1)
+        found.append(state.close_up(h.clone(), keep, may_write=True))
+    assert torch.equal(*found) and torch.equal(states[0].samples, states[1].samples)
+
+
+def test_gates_of_another_kind_are_asked_themselves():
+    class Other(ExitGates):
+        pass
+
+    assert not inside(3, 3, 2, Other(2).to(DEVICE), fused=True).fused
+    assert not inside(3, 3, 2, ExitGates(2, n_features=5).to(DEVICE), fused=True).fused
