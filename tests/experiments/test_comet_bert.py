@@ -23,7 +23,9 @@ from moe_lab.experiments.comet_bert import (
 from moe_lab.experiments.comet_bert_claims import bert_claims
 from moe_lab.experiments.comet_bert_config import CLAIMED_GATES, GATES, PAPER_GATES, CometBertConfig, make_gate
 from moe_lab.experiments.comet_bert_data import load_texts, weights_path
-from moe_lab.experiments.record import RECORDINGS, record, thinned
+from moe_lab.experiments.record import record
+from moe_lab.experiments.recordings import RECORDINGS
+from moe_lab.experiments.thinning import thinned
 from moe_lab.gates import HashGate, PermutationSearch
 from moe_lab.results import Result
 
@@ -398,7 +400,7 @@ def test_profiles():
 def options(**changes):
     base = {"what": "bert", "profile": "standard", "seeds": [0, 1, 2], "teacher_seeds": [0], "gates": None}
     return argparse.Namespace(
-        **{**base, "plan_only": False, "timing": "after", "workers": 1, "commit": None, **changes}
+        **{**base, "plan_only": False, "shared_only": False, "timing": "after", "workers": 1, "commit": None, **changes}
     )
 
 
@@ -447,7 +449,10 @@ _METRICS = (
 def test_the_recording_prepares_what_its_runs_share(results, root, monkeypatch):
     not_again(monkeypatch)
     assert set(_METRICS) <= set(results["comet"].metrics)
-    assert RECORDINGS["bert"].prepare(tiny(), root).experiment == "comet_bert_importance"
+    recording = RECORDINGS["bert"]
+    assert recording.shared(tiny(), root).experiment == "comet_bert_importance"
+    assert recording.part(tiny(gate="hash", seed=3)) == recording.part(tiny())
+    assert recording.part(tiny(teacher_seed=3)) != recording.part(tiny())
 
 
 def test_runs_side_by_side_are_not_timed_and_are_timed_afterwards_one_by_one(root, tmp_path, monkeypatch):

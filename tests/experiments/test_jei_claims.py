@@ -5,6 +5,7 @@ import pytest
 from moe_lab.experiments.compare import mean_difference
 from moe_lab.experiments.jei_claims import (
     accuracy_claims,
+    control_claims,
     difference,
     joint_claims,
     on_what,
@@ -70,6 +71,17 @@ def test_modes_are_compared_seed_by_seed(tmp_path):
     assert table["we measured"].tolist() == ["-2.0 points [-2.0, -2.0]"]
     assert table["does it hold?"].tolist() == ["no: the other way round"]
     assert [len(group) for group in settings(runs)] == [3, 3, 1]
+
+
+def test_the_authors_control_is_judged_by_its_own_gain(tmp_path):
+    runs = [result(tmp_path, seed) for seed in range(3)]
+    for run, value in zip(runs, (0.02, 0.03, 0.025), strict=True):
+        run.metrics["gain_over_constant"] = value
+    (row,) = control_claims(runs).to_dict("records")
+    assert "+2.5 points [+2.0, +3.0]" in row.values() and "yes, in sign" in row.values()
+    for run in runs:
+        run.metrics["gain_over_constant"] = None
+    assert control_claims(runs).empty
 
 
 def test_no_difference_without_a_common_cost(tmp_path):
