@@ -68,6 +68,13 @@ def draw_distribution(
     ax.text(x, y + height + 0.25, title, va="bottom", fontsize=10)
 
 
+def method_look(style: Mapping[str, Any], n_points: int) -> dict[str, Any]:
+    """A style of `METHOD_STYLES` for a line of so many points: about a dozen markers; single points on top of lines."""
+    if not style["linestyle"]:
+        return {**style, "markersize": 9 if style["marker"] == "*" else 5, "zorder": 3}
+    return {**style, "markersize": 5, "markevery": -(-n_points // 14)}
+
+
 def draw_tradeoff(ax: Axes, points: pd.DataFrame, *, title: str = "") -> None:
     """Accuracy against cost, a line or markers for each method (`METHOD_STYLES`).
 
@@ -79,8 +86,7 @@ def draw_tradeoff(ax: Axes, points: pd.DataFrame, *, title: str = "") -> None:
     for method, style in METHOD_STYLES.items():
         rows = points[points.method == method].sort_values("cost")
         if len(rows):
-            size = 9 if style["marker"] == "*" else 5
-            ax.plot(rows.cost, 100 * rows.accuracy, markersize=size, **style)
+            ax.plot(rows.cost, 100 * rows.accuracy, **method_look(style, len(rows)))
     ax.set(xlabel="multiply-adds, share of the whole network", ylabel="accuracy, %", xlim=(0, 1.02), title=title)
 
 

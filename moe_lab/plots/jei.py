@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from moe_lab.plots.exits import MARK, METHOD_STYLES
+from moe_lab.plots.exits import MARK, METHOD_STYLES, method_look
 from moe_lab.plots.sheet import INK, PALE
 from moe_lab.plots.style import expert_colors
 
@@ -75,8 +75,7 @@ def draw_methods(ax: Axes, points: pd.DataFrame, methods: Sequence[str], *, titl
     for method in methods:
         rows = points[points.method == method].sort_values("cost")
         if len(rows):
-            size = 9 if STYLES[method]["marker"] == "*" else 5
-            ax.plot(rows.cost, 100 * rows.accuracy, markersize=size, **STYLES[method])
+            ax.plot(rows.cost, 100 * rows.accuracy, **method_look(STYLES[method], len(rows)))
     ax.set(xlabel="multiply-adds, share of the whole network", ylabel="accuracy, %", title=title)
 
 

@@ -66,7 +66,7 @@ def draw_metric(
         ax.axhline(value, color=INK, linestyle=":", linewidth=1)
         place = {"xycoords": ("axes fraction", "data"), "xytext": (-2, 2), "textcoords": "offset points"}
         ax.annotate(label, (1, value), ha="right", va="bottom", fontsize=8, **place)
-    names = [gate if pretrained else f"{gate}, no\npre-training" for gate, pretrained in groups]
+    names = [gate if pretrained else f"{gate}, no pre-training" for gate, pretrained in groups]
     ax.set_xticks(range(len(names)), names, rotation=40, ha="right", rotation_mode="anchor")
     ax.set(title=title, xlim=(-0.5, len(names) - 0.5))
     ax.grid(axis="x", visible=False)

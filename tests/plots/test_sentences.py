@@ -40,10 +40,10 @@ def test_a_metric_has_a_dot_per_run_a_bar_per_mean_and_hollow_dots_without_pretr
     runs += [run("evomoe", metrics={"a": 0.9}, pretrain=True), run("dense", metrics={"a": 0.4}, pretrain=False)]
     draw.draw_metric(ax, runs, "a", lines={"floor": 0.3}, title="score")
     names = [label.get_text() for label in ax.get_xticklabels()]
-    assert sorted(names) == ["dense", "dense, no\npre-training", "evomoe"]
+    assert sorted(names) == ["dense", "dense, no pre-training", "evomoe"]
     dots = {names[int(line.get_xdata()[0])]: line for line in ax.lines if line.get_marker() == "o"}
     assert dots["dense"].get_ydata() == pytest.approx([0.5, 0.6, 0.7])
-    assert dots["dense, no\npre-training"].get_markerfacecolor() == "white"
+    assert dots["dense, no pre-training"].get_markerfacecolor() == "white"
     assert dots["evomoe"].get_color() == language_style("evomoe")["color"]
     bars = sorted(segment[0][1] for collection in ax.collections for segment in collection.get_segments())
     assert bars == pytest.approx([0.4, 0.6, 0.9])
