@@ -1,0 +1,166 @@
+"""One batch through a network with exits in steps that nothing waits in, and these steps as CUDA graphs.
+
+Legend: N samples, L exits, K classes. `fast_predict` chooses the steps, this file runs them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from moe_lab.exits.checks import check_classes, read_logits
+from moe_lab.exits.inside import Inside
+from moe_lab.exits.network import MultiExitNetwork
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What runs: the network's modules, perhaps compiled."""
+
+    network: MultiExitNetwork
+    stem: nn.Module
+    blocks: list[nn.Module]
+    heads: list[nn.Module]
+    n_classes: int
+    fused: bool
+    kept: frozenset[int]  # addresses of parameters and buffers: not to be written over
+
+
+class Stem(nn.Module):
+    """A module with a ``forward`` of its own: `torch.compile` shares code among modules that share a ``forward``, and
+    keeps few versions of each. So blocks of one kind are compiled once, and heads do not use up the blocks' places.
+    """
+
+    def __init__(self, piece: nn.Module):
+        super().__init__()
+        self.piece, self.training = piece, False
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.piece(x)
+
+
+class Block(Stem):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.piece(x)
+
+
+class Head(Stem):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.piece(x)
+
+
+class Run:
+    """One batch in steps that can be captured: nothing in them waits for the device."""
+
+    def __init__(self, parts: Parts, rows: tuple[int, ...], side: torch.cuda.Stream | None = None):
+        self.parts, self.rows, self.side = parts, rows, side
+        self.n_inside: list[Tensor] = []
+        self.writes = False  # a block writes over what it gets
+        self.beside: list[Tensor] = []  # what the other stream still reads: its memory must not be used again
+
+    def begin(self, x: Tensor, count: Tensor) -> None:
+        parts = self.parts
+        self.state = Inside(len(x), count, parts.n_classes, parts.network.gates, parts.network.model, parts.fused)
+        self.kept = parts.kept | {x.untyped_storage().data_ptr()}
+        self.n_inside.clear()
+        self.h = parts.stem(x)
+
+    def layer(self, index: int) -> None:
+        last = index == len(self.rows) - 1
+        given, version = self.h, self.h._version
+        self.h = self.parts.blocks[index](given)
+        self.writes |= given._version != version
+        shrinks = not last and self.rows[index + 1] < self.rows[index]
+        if self.side is None or shrinks or last:
+            self._join()
+            self._exit(index, last)
+        else:
+            self.side.wait_stream(torch.cuda.current_stream())
+            self.beside.append(self.h)
+            with torch.cuda.stream(self.side):
+                self._exit(index, last)
+        if shrinks:
+            may_write = self.h.untyped_storage().data_ptr() not in self.kept
+            self.h = self.state.close_up(self.h, self.rows[index + 1], may_write)
+
+    def _exit(self, index: int, last: bool) -> None:
+        logits = read_logits(self.parts.heads[index], self.h, index)
+        check_classes(logits, self.parts.n_classes, index)
+        self.state.leave(logits, index, last)
+
+    def _join(self) -> None:
+        if self.beside:
+            torch.cuda.current_stream().wait_stream(self.side)
+            self.beside.clear()
+
+    def look(self) -> None:
+        self.n_inside.append((self.state.samples >= 0).sum())
+
+    def finish(self) -> None:
+        self.probabilities = self.state.finish()
+
+    def everything(self, x: Tensor, count: Tensor, stops: bool) -> int:
+        """All steps; the number of blocks that ran."""
+        self.begin(x, count)
+        for index in range(len(self.rows)):
+            self.layer(index)
+            if stops and index < len(self.rows) - 1:
+                self.look()
+                if not self.n_inside[-1].item():
+                    break
+        self.finish()
+        return index + 1
+
+
+class Graphs:
+    """A `Run` as CUDA graphs: one, or with ``stops`` one per block and one for the end."""
+
+    def __init__(self, run: Run, x: Tensor, stops: bool):
+        n_blocks = len(run.rows)
+        self.run, self.stops, self.x, self.filled = run, stops, x.clone(), len(x)
+        self.count = torch.full((), len(x), dtype=torch.int64, device=x.device)
+        self.inside = torch.zeros(n_blocks, dtype=torch.int64, pin_memory=x.is_cuda)
+        self.events = [torch.cuda.Event() for _ in range(n_blocks)]
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):  # what is made on first use (handles, compiled kernels) is made now
+            for _ in range(3):
+                run.everything(self.x, self.count, False)
+                run.look()
+        torch.cuda.current_stream().wait_stream(stream)
+        groups = [[index] for index in range(n_blocks)] if stops else [list(range(n_blocks))]
+        pool, self.graphs = torch.cuda.graph_pool_handle(), []
+        for group in [*groups, []] if stops else groups:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=pool):
+                if group and group[0] == 0:
+                    run.begin(self.x, self.count)
+                for index in group:
+                    run.layer(index)
+                if stops and group:
+                    run.look()
+                if not group or not stops:
+                    run.finish()
+            self.graphs.append(graph)
+
+    def __call__(self, x: Tensor) -> int:
+        """Answers are then in the run's tensors, until the next call; the number of blocks that ran."""
+        self.x[: len(x)].copy_(x)
+        if len(x) != self.filled:
+            self.count.fill_(len(x))
+            self.filled = len(x)
+        if not self.stops:
+            self.graphs[0].replay()
+            return len(self.run.rows)
+        for index, graph in enumerate(self.graphs[:-1]):
+            graph.replay()
+            self.inside[index].copy_(self.run.n_inside[index], non_blocking=True)
+            self.events[index].record()
+            if index:  # the device is at this block already, while the host hears of the one before
+                self.events[index - 1].synchronize()
+                if not self.inside[index - 1]:
+                    break
+        self.graphs[-1].replay()
+        return index + 1
