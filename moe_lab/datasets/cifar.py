@@ -8,7 +8,8 @@ Long-tailed: the *training* images are thinned by `moe_lab.datasets.long_tail`, 
 stratified: a class of 5 images may have none there. ``test="balanced"`` (the usual one) keeps all test images;
 ``test="same_profile"`` thins them in the same way, as JEI-DNN does (100 down to 1 image per class of CIFAR-100, 2,131
 in all). On the second, accuracy is mostly that on frequent classes and so higher: the two must not be compared, and
-``info["title"]`` says which it is.
+``info["title"]`` says which it is. Validation images are not exchangeable with a balanced test set: what is calibrated
+on them (thresholds, prediction sets) keeps its promise on frequent classes only.
 
 CIFAR-10 may come from a lossy copy, see `moe_lab.datasets.cifar_files`; the title says that too.
 """
