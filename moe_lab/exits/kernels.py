@@ -8,46 +8,27 @@ Legend: C rows of a batch, N samples, K classes, D numbers per row.
     close_up    rows that have left among the first C' are overwritten by rows behind them that have not, in place; all
                 others stay where they are, which moves C' (C - C') / C rows instead of C'
 
-What they compute, and in which order of rows, is defined in plain torch in `inside`, which calls them. They run on
-CUDA, and on a CPU if TRITON_INTERPRET=1 was set before this module was imported (slow, for tests).
+What they compute, and in which order of rows, is defined in plain torch in `inside`, which calls them.
 """
 
 from __future__ import annotations
 
-import os
-
 import torch
 from torch import Tensor
 
-try:
-    import triton
-    import triton.language as tl
-except ImportError:  # a CPU build of PyTorch comes without it
-    triton = tl = None
+from moe_lab.triton_support import INTERPRETED, jit, tl, triton, usable
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+__all__ = ["INTERPRETED", "MOST_CLASSES", "close_up", "finish", "leave", "usable"]
+
 MOST_CLASSES = 4096  # a row of logits is held in registers
 
 
-def usable(x: Tensor) -> bool:
-    """Triton can run on x: there, on this device, in this dtype."""
-    if triton is None or x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        return False
-    if x.device.type == "cuda":
-        return x.device.index == torch.cuda.current_device()  # kernels start on the current device
-    return x.device.type == "cpu" and INTERPRETED
-
-
-def _jit(function):
-    return function if triton is None else triton.jit(function)
-
-
-@_jit
+@jit
 def _entropy(p):
     return -tl.sum(p * tl.log(tl.where(p > 0, p, 1.0)), 1)
 
 
-@_jit
+@jit
 def _leave_kernel(
     logits, weight, bias, samples, given_away, answers, exits, checks, n_rows, n_classes, layer,
     DIRECT: tl.constexpr, LAST: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
@@ -110,7 +91,7 @@ def leave(
     _leave_kernel[(triton.cdiv(n_rows, rows),)](logits.contiguous(), weight, bias, *state, *sizes, num_warps=warps)
 
 
-@_jit
+@jit
 def _finish_kernel(
     answers, exits, count, probabilities, checks, n_rows, n_classes, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):
@@ -139,7 +120,7 @@ def finish(answers: Tensor, exits: Tensor, count: Tensor, checks: Tensor, n: int
     return probabilities
 
 
-@_jit
+@jit
 def _places_kernel(samples, holes, tails, counts, n_rows, keep, BLOCK: tl.constexpr):
     """One program: the places of rows to be overwritten and of rows to be moved, and how many of each."""
     n_holes = 0
@@ -161,7 +142,7 @@ def _places_kernel(samples, holes, tails, counts, n_rows, keep, BLOCK: tl.conste
     tl.store(counts, tl.minimum(n_holes, n_tails))
 
 
-@_jit
+@jit
 def _move_kernel(h, samples, given_away, holes, tails, counts, width, COLUMNS: tl.constexpr):
     pair, part = tl.program_id(0), tl.program_id(1)
     if pair < tl.load(counts):

@@ -18,7 +18,7 @@ Gates by name (`GATES`; "+" behind one of `SEARCHED` adds local search):
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ from moe_lab.bert.heads import POOLS
 from moe_lab.bert.mixture import MIXES
 from moe_lab.datasets.glue import task_names
 from moe_lab.experiments.mixture_config import PRECISIONS
-from moe_lab.experiments.settings import profile_settings
+from moe_lab.experiments.settings import part_of, profile_settings
 from moe_lab.gates import Gate, HashGate, PermutationSearch, SoftmaxGate, TopKGate, build_gate
 from moe_lab.names import check_name
 from moe_lab.train import LearningRate
@@ -152,7 +152,7 @@ class TeacherConfig:
 
     def part(self, kind: type) -> Any:
         """The fields of ``kind``, one of the configs that this one is made of."""
-        return kind(**{each.name: getattr(self, each.name) for each in fields(kind)})
+        return part_of(self, kind)
 
 
 @dataclass(frozen=True)

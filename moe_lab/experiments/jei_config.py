@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 from moe_lab.exits.joint import GATE_INPUTS
@@ -12,7 +12,7 @@ from moe_lab.exits.phases import Phases
 from moe_lab.exits.probability import check_model
 from moe_lab.exits.training import WARMUP_LOSSES
 from moe_lab.exits.weighted import CIFAR, IMAGENET
-from moe_lab.experiments.settings import profile_settings
+from moe_lab.experiments.settings import part_of, profile_settings
 from moe_lab.names import check_name
 
 BODIES = ("vit", "cnn", "t2t_7", "t2t_14")
@@ -245,4 +245,4 @@ class JeiConfig(BackboneConfig):
     @property
     def backbone(self) -> BackboneConfig:
         """The part that the training of the backbone looks at."""
-        return BackboneConfig(**{each.name: getattr(self, each.name) for each in fields(BackboneConfig)})
+        return part_of(self, BackboneConfig)

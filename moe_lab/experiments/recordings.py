@@ -176,10 +176,6 @@ def _exit_body(config: Any, root: Path) -> Result:
     return jei_backbone.shared_backbone(config.backbone, data, device, root=root, progress=False)[1]
 
 
-def _backbone(config: Any) -> Any:
-    return config.backbone
-
-
 _EXIT_SETTINGS = (
     "dataset",
     "mode",
@@ -256,6 +252,14 @@ def _run_by(module: str) -> Callable[[Any, Path, int], Result]:
     return run
 
 
+_EXITS = Recording(
+    _exit_configs,
+    _run_by("jei_dnn"),
+    (*_EXIT_SETTINGS, *_EXIT_METRICS),
+    part=lambda config: config.backbone,
+    shared=_exit_body,
+)
+
 RECORDINGS: dict[str, Recording] = {
     "recommender": Recording(
         _recommender_configs,
@@ -289,20 +293,8 @@ RECORDINGS: dict[str, Recording] = {
     "masked": Recording(
         _masked_configs, _run_by("evomoe_masked"), ("gate", "pretrain", "test_accuracy", "valid_accuracy", "seconds")
     ),
-    "exits": Recording(
-        _exit_configs,
-        _run_by("jei_dnn"),
-        (*_EXIT_SETTINGS, *_EXIT_METRICS),
-        part=_backbone,
-        shared=_exit_body,
-    ),
-    "exits-cifar": Recording(
-        _exit_images_configs,
-        _run_by("jei_dnn"),
-        (*_EXIT_SETTINGS, *_EXIT_METRICS),
-        part=_backbone,
-        shared=_exit_body,
-    ),
+    "exits": _EXITS,
+    "exits-cifar": dataclasses.replace(_EXITS, configs=_exit_images_configs),
     "bert": Recording(
         _bert_configs,
         _run_bert,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from functools import lru_cache
 from typing import Any
 
@@ -28,6 +29,11 @@ def profile_settings(
     for key in changes:
         check_name(f"field of {cls.__name__}", key, cls.__dataclass_fields__)
     return {**profiles[name], **changes}
+
+
+def part_of(config: Any, kind: type) -> Any:
+    """The fields that a config inherits from ``kind``, one of its bases: what several runs share."""
+    return kind(**{each.name: getattr(config, each.name) for each in fields(kind)})
 
 
 @lru_cache(maxsize=2)

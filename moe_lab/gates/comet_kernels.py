@@ -32,10 +32,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from moe_lab.experts.kernels.common import jit, tl, triton
-from moe_lab.experts.kernels.common import usable as triton_runs
 from moe_lab.gates.comet import combine_trees, walk_levels
 from moe_lab.gates.losses import _EPSILON, selection_entropy
+from moe_lab.triton_support import jit, tl, triton
+from moe_lab.triton_support import usable as triton_runs
 
 MOST_EXPERTS = 1024
 # n_tokens is the stride of rows; were it known to be a multiple of 16, Triton would give each thread four tokens of a

@@ -1,5 +1,7 @@
 """The early-exit experiment end to end on a tiny configuration; the artefacts it shows; bad settings."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -23,6 +25,8 @@ from moe_lab.experiments.jei_baselines import METHODS
 from moe_lab.experiments.jei_config import JeiConfig
 from moe_lab.experiments.jei_dnn import run
 from moe_lab.experiments.jei_score import gain
+from moe_lab.experiments.record import main
+from moe_lab.experiments.recordings import RECORDINGS
 from moe_lab.metrics.conformal import STRATEGIES
 from moe_lab.results import Result
 from moe_lab.train import fit
@@ -255,6 +259,23 @@ def test_runs_that_differ_in_their_exits_share_a_backbone(tmp_path, monkeypatch)
     assert again.curves["points"] == second.curves["points"]
     run(tiny(mode="single", seed=1), root=tmp_path, progress=False)
     assert len(trained) == 3
+
+
+def test_recording_trains_a_backbone_once_before_the_runs_and_not_for_finished_ones(tmp_path, monkeypatch):
+    configs = [tiny(mode=mode, seed=seed) for seed in (0, 1) for mode in ("expected", "single")]
+    monkeypatch.setitem(RECORDINGS, "exits", dataclasses.replace(RECORDINGS["exits"], configs=lambda _: configs))
+    trained = []
+    real = jei_backbone.train_backbone
+    monkeypatch.setattr(jei_backbone, "train_backbone", lambda *a, **o: trained.append(1) or real(*a, **o))
+    where = ["--what", "exits", "--scratch", str(tmp_path / "scratch"), "--out", str(tmp_path / "out")]
+    main([*where, "--shared-only"])
+    assert len(trained) == 2 and not (tmp_path / "out").exists()
+    main(where)
+    assert len(trained) == 2 and len(list((tmp_path / "out" / "jei_dnn").glob("*.json"))) == 4
+    for weights in (tmp_path / "scratch").rglob("*.pt"):
+        weights.unlink()
+    main(where)
+    assert len(trained) == 2
 
 
 def test_nothing_is_augmented_in_evaluation():

@@ -22,11 +22,12 @@ tests). Elsewhere, and in float64, the oracles run.
 
 from moe_lab.experts.kernels import tuning
 from moe_lab.experts.kernels.activation import activate, activate_backward, activate_backward_oracle, activate_oracle
-from moe_lab.experts.kernels.common import ACTIVATIONS, INTERPRETED, Slots, triton, usable
+from moe_lab.experts.kernels.common import ACTIVATIONS, Slots
 from moe_lab.experts.kernels.order import expert_order, expert_order_oracle
 from moe_lab.experts.kernels.products import fusable, hidden, hidden_gradient
 from moe_lab.experts.kernels.rows import scatter_rows, scatter_rows_oracle, sum_rows, sum_rows_oracle
 from moe_lab.experts.kernels.tuning import BLOCKS, PRODUCTS, Blocks, Product
+from moe_lab.triton_support import INTERPRETED, triton, usable
 
 __all__ = [
     "ACTIVATIONS",

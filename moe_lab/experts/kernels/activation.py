@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from moe_lab.experts.kernels import tuning
-from moe_lab.experts.kernels.common import jit, power_of_2, precise, tl, triton, usable
+from moe_lab.experts.kernels.common import power_of_2, precise
 from moe_lab.experts.kernels.tiles import experts_of_rows, sum_tiles, tile_rows
+from moe_lab.triton_support import jit, tl, triton, usable
 
 
 @jit

@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from moe_lab.experts.kernels.common import jit, power_of_2, tl, triton, usable
+from moe_lab.experts.kernels.common import power_of_2
+from moe_lab.triton_support import jit, tl, triton, usable
 
 
 @jit

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from moe_lab.experts.kernels import tuning
 from moe_lab.experts.kernels.activation import act_and_slope
-from moe_lab.experts.kernels.common import jit, power_of_2, tl, triton, usable
+from moe_lab.experts.kernels.common import power_of_2
 from moe_lab.experts.kernels.tiles import sum_tiles, tile_rows
+from moe_lab.triton_support import jit, tl, triton, usable
 
 
 @jit

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from moe_lab.experts.kernels import tuning
-from moe_lab.experts.kernels.common import Slots, jit, power_of_2, precise, tl, triton, usable
+from moe_lab.experts.kernels.common import Slots, power_of_2, precise
+from moe_lab.triton_support import jit, tl, triton, usable
 
 MOST_UNROLLED = 16  # pairs per token; over more, the loop is not unrolled
 

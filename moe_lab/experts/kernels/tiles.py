@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from moe_lab.experts.kernels.common import jit, tl
+from moe_lab.triton_support import jit, tl
 
 
 @jit

@@ -1,0 +1,31 @@
+"""Whether Triton is there and can run. Kernels run on CUDA, and on a CPU if TRITON_INTERPRET=1 was set before this
+module was imported (slow, for tests)."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import Tensor
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # a CPU build of PyTorch comes without it
+    triton = tl = None
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def usable(x: Tensor) -> bool:
+    """Triton can run on x: there, on this device, in this dtype."""
+    if triton is None or x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return False
+    if x.device.type == "cuda":
+        return x.device.index == torch.cuda.current_device()  # kernels start on the current device
+    return x.device.type == "cpu" and INTERPRETED
+
+
+def jit(function):
+    """`triton.jit`; without Triton the function itself, which nobody calls then."""
+    return function if triton is None else triton.jit(function)
