@@ -86,12 +86,15 @@ def moe_cases(p: Problem, compiled: bool = True) -> dict[str, Case]:
         "ours": Case(ours),
         "ours, any pattern": Case(lambda: ours(p.weights)),
         "ours, variable k": Case(lambda: ours(p.variable), variable=True),
+        "ours, variable k, bounded": Case(lambda: ours(p.variable, most=p.most), variable=True),
         "ours, recompute": Case(lambda: ours(recompute=True)),
         "ours, fused backward": Case(lambda: ours(fused=("backward",))),
         "ours, both fused": Case(lambda: ours(fused=("forward", "backward"))),
     }
     if p.x.device.type == "cuda":
         cases["ours, CUDA graph"] = Case(lambda: captured(ours()))
+        graph = "ours, variable k, bounded, CUDA graph"
+        cases[graph] = Case(lambda: captured(ours(p.variable, most=p.most)), variable=True)
     if compiled:
         compile_ = functools.partial(torch.compile, dynamic=False)
         cases["dense, compiled"] = Case(lambda: dense_step(compile_(dense_layer)))

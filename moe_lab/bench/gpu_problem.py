@@ -51,7 +51,7 @@ SHAPES = (
 
 def _variable(logits: Tensor, k: int, generator: torch.Generator) -> Tensor:
     """(T, E) weights, as a threshold of each token's own leaves them: softmax over its n largest, n drawn around k."""
-    spread = min(max(k - 1, 1), k, logits.shape[1] - k)
+    spread = min(max(k - 1, 1), logits.shape[1] - k)
     count = torch.randint(k - spread, k + spread + 1, (len(logits), 1), generator=generator, device=logits.device)
     largest, experts = logits.topk(k + spread, dim=1)
     keep = torch.arange(k + spread, device=logits.device) < count
@@ -72,7 +72,7 @@ class Problem:
     Attributes:
         experts, values: (T, K), the fixed routing.
         weights: (T, E), the same spread out.
-        variable: (T, E), the variable routing.
+        variable: (T, E), the variable routing; no token has more than ``most``.
 
     Raises:
         ValueError: rows that `grouped_mm` does not take.
@@ -108,6 +108,7 @@ class Problem:
         self.dense = [draw(k * h, d, scale=d**-0.5), draw(d, k * h, scale=h**-0.5)]
         self.dense_bias = [draw(k * h), draw(d)] if bias else [None, None]
         self.variable = _variable(logits, k, generator).requires_grad_()
+        self.most = min(k + max(k - 1, 1), e)
         self.variable_flops = 12 * d * h * int((self.variable != 0).sum())
 
     @property

@@ -19,7 +19,7 @@ def stages(p: Problem) -> dict[str, tuple[Step, float, float]]:
     with torch.no_grad():
         flat, value = p.experts.flatten(), p.values.detach().flatten()
         w1, w2, b1 = (w if w is None else w.detach() for w in (p.w1, p.w2, p.b1))
-        place, ends, g = kernels.expert_order(flat, value, p.shape.experts)
+        place, ends, g, *_ = kernels.expert_order(flat, value, p.shape.experts)
         rows = kernels.scatter_rows(p.x.detach(), place, k)
         z = functional.grouped_mm(rows, w1, offs=ends)
         a = kernels.activate(z, b1, g, ends, p.activation)

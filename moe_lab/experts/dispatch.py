@@ -151,8 +151,8 @@ def run_experts(
     Args:
         bank, x, weights: as in `combine_experts`.
         backend: "reference": `combine_experts`. "fast": `grouped_mlp`. "auto": the reference.
-        most_per_token: for the fast one: no row of weights has more non-zeros than this. Then nothing waits for the
-            device, exactly so many pairs per token are computed (zeros among them), and rows with more give NaN.
+        most_per_token: for the fast one: no row of weights has more non-zeros than this (``most`` of `grouped_mlp`).
+            Then nothing waits for the device, and rows with more give NaN.
 
     Returns:
         S tensors (T, F).
@@ -171,11 +171,10 @@ def run_experts(
         raise ValueError(f"backend 'fast' cannot run this: {lacks}; use 'reference' or 'auto'")
     if most_per_token is not None and most_per_token < 1:
         raise ValueError(f"most_per_token must be at least 1, or None; got {most_per_token}")
-    from moe_lab.experts.fast import first_pairs, grouped_mlp  # only here: it imports Triton, which takes a while
+    from moe_lab.experts.fast import grouped_mlp  # only here: it imports Triton, which takes a while
 
     (w,) = weights
     if tuple(w.shape) != (x.shape[0], bank.n_experts):
         raise ValueError(f"weights must have shape {(x.shape[0], bank.n_experts)}, got {tuple(w.shape)}")
-    routing = w if most_per_token is None else first_pairs(w, most_per_token)
     (w1, w2), (b1, b2) = bank.weights, bank.biases
-    return [grouped_mlp(x, routing, w1, b1, w2, b2, bank.activation)]
+    return [grouped_mlp(x, w, w1, b1, w2, b2, bank.activation, most=most_per_token)]

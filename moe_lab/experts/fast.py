@@ -26,8 +26,9 @@ again in a pass that happens anyway. While it runs, the backward holds dA (which
 
 Synchronisation. With a fixed number of pairs per token every shape is known beforehand and nothing waits for the
 device: the layer can be captured in a CUDA graph. With (T, E) weights of any pattern, N must be known to allocate: one
-synchronisation (`nonzero`), then the same kernels on lists of unequal lengths. A padded upper bound would need none,
-but would compute the padding.
+synchronisation, then the same kernels on lists of unequal lengths. With ``most`` an upper bound is allocated instead:
+the rows behind the last expert's end are memory that nobody touches, so that nothing waits, and the layer can be
+captured again.
 
 Products: `torch.nn.functional.grouped_mm`. On CUDA it is one kernel, without synchronisation, for bfloat16 on Hopper
 and Blackwell; for other devices and dtypes it loops over experts inside PyTorch, and asks for the counts. Which
@@ -46,13 +47,14 @@ from torch.nn import functional
 
 from moe_lab.experts.kernels import (
     ACTIVATIONS,
-    Slots,
+    Order,
     activate,
     activate_backward,
     expert_order,
     fusable,
     hidden,
     hidden_gradient,
+    pattern_order,
     scatter_rows,
     sum_rows,
 )
@@ -90,6 +92,13 @@ def _ranges(ends: Tensor) -> list[tuple[int, int]]:
     return list(zip([0, *stops], stops, strict=False))
 
 
+def _order(value: Tensor, experts: Tensor | None, most: int | None, n_experts: int) -> Order:
+    """Of weights (T, E) where ``experts`` is None, else of pairs (T, K)."""
+    if experts is None:
+        return pattern_order(value, most)
+    return expert_order(experts.flatten(), value.flatten(), n_experts)
+
+
 class _GroupedMLP(torch.autograd.Function):
     """The sum over pairs without the output bias; see the module for the equations and what is kept."""
 
@@ -101,13 +110,15 @@ class _GroupedMLP(torch.autograd.Function):
         w1: Tensor,
         b1: Tensor | None,
         w2: Tensor,
-        expert: Tensor,
-        slots: Slots,
+        experts: Tensor | None,
+        most: int | None,
         activation: str,
         recompute: bool,
         fused: tuple[str, ...],
     ) -> Tensor:
-        place, ends, g = expert_order(expert, value, w1.shape[0])
+        order = _order(value, experts, most, w1.shape[0])
+        place, ends, g, starts, _ = order
+        slots = value.shape[1] if starts is None else starts
         rows = scatter_rows(x, place, slots)
         if "forward" in fused and len(rows) and fusable(rows, *w1.shape[1:], inner=w1.shape[1]):
             h, a = hidden(rows, w1, b1, g, ends, activation)
@@ -116,16 +127,15 @@ class _GroupedMLP(torch.autograd.Function):
             a = activate(h, b1, g, ends, activation)
         y = sum_rows(_each(a, w2, ends), place, slots, x.shape[0])
         kept = (x, None) if recompute else (rows, a)
-        starts = None if isinstance(slots, int) else slots
-        ctx.save_for_backward(*kept, h, w1, b1, w2, place, ends, g, starts)
-        ctx.k, ctx.n_tokens = slots if starts is None else None, x.shape[0]
+        ctx.save_for_backward(*kept, h, w1, b1, w2, *order)
+        ctx.k, ctx.n_tokens = value.shape[1], x.shape[0]
         ctx.activation, ctx.recompute, ctx.fused = activation, recompute, fused
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):
-        rows, a, h, w1, b1, w2, place, ends, g, starts = ctx.saved_tensors
+        rows, a, h, w1, b1, w2, place, ends, g, starts, row = ctx.saved_tensors
         slots = ctx.k if starts is None else starts
         needs_x, _, needs_w1, _, needs_w2 = ctx.needs_input_grad[:5]
         grad_rows = scatter_rows(grad, place, slots)
@@ -145,38 +155,27 @@ class _GroupedMLP(torch.autograd.Function):
             grad_w1 = _outer(rows, grad_h, ends)
         if needs_x:
             grad_x = sum_rows(_each(grad_h, w1.transpose(1, 2), ends), place, slots, ctx.n_tokens)
-        grad_value = grad_g.index_select(0, place)
+        if row is None:
+            grad_value = grad_g.index_select(0, place).view(-1, ctx.k)
+        else:  # a pair that was not computed gets no gradient
+            grad_value = torch.where(row >= 0, grad_g[row.clamp(min=0)] if len(grad_g) else 0.0, 0.0)
         if grad_b1 is not None:
             grad_b1 = grad_b1.to(b1.dtype)
         return grad_x, grad_value, grad_w1, grad_b1, grad_w2, None, None, None, None, None
 
 
-def first_pairs(weights: Tensor, most: int) -> Pairs:
-    """The ``most`` largest weights of each token, as experts and values: a shape known without asking the device.
-
-    Args:
-        weights: (T, E), at most ``most`` of each row not exactly 0.
-        most: at least 1.
-
-    Returns:
-        experts (T, K), int64, and values (T, K), K = min(most, E). Rows with fewer non-zeros are filled with zeros; a
-        token with more gets NaN, because raising an error would mean waiting for the device.
-    """
-    experts = weights.detach().abs().topk(min(most, weights.shape[1]), dim=1).indices
-    crowded = (weights.detach() != 0).sum(1, keepdim=True) > most
-    return experts, weights.gather(1, experts).masked_fill(crowded, torch.nan)
-
-
-def _listed(weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(T, E) -> expert and value of each non-zero, token by token, and where each token's begin (T + 1,)."""
-    active = weights.detach() != 0
-    starts = functional.pad(active.sum(1).cumsum(0, dtype=torch.int32), (1, 0))
-    flat = active.flatten().nonzero().squeeze(1)  # waits for the device, so it comes last
-    return flat % weights.shape[1], weights.flatten().index_select(0, flat), starts
-
-
-def _check(x: Tensor, routing: Tensor | Pairs, w1: Tensor, w2: Tensor, activation: str, fused: Sequence[str]) -> None:
+def _check(
+    x: Tensor,
+    routing: Tensor | Pairs,
+    w1: Tensor,
+    w2: Tensor,
+    activation: str,
+    most: int | None,
+    fused: Sequence[str],
+) -> None:
     check_name("activation", activation, ACTIVATIONS)
+    if most is not None and (most < 1 or not isinstance(routing, Tensor)):
+        raise ValueError(f"most must be at least 1 and belongs to weights (T, E), not to pairs; got {most}")
     for name in fused:
         check_name("fused product", name, ("forward", "backward"))
     n_experts, width, hidden = w1.shape
@@ -202,6 +201,7 @@ def grouped_mlp(
     b2: Tensor | None,
     activation: str = "gelu",
     *,
+    most: int | None = None,
     recompute: bool = False,
     fused: Sequence[str] = (),
 ) -> Tensor:
@@ -215,6 +215,8 @@ def grouped_mlp(
         w1, b1: (E, D, H), (E, H) or None.
         w2, b2: (E, H, F), (E, F) or None.
         activation: "relu", "gelu" (exact) or "tanh".
+        most: with weights (T, E): no token has more non-zeros than this, at least 1. Then nothing waits for the device,
+            memory is allocated for T ``most`` pairs, and a token with more gives NaN. None: N is asked for.
         recompute: keep less for the backward; see the module.
         fused: of "forward" and "backward": Z and A in one product of our own (`kernels.hidden`), dA and dZ in another
             (`kernels.hidden_gradient`; not with ``recompute``), where they can run. Not yet measured, hence neither.
@@ -224,22 +226,21 @@ def grouped_mlp(
         twice.
 
     Raises:
-        ValueError: shapes do not fit, or an unknown activation.
+        ValueError: shapes do not fit, an unknown activation, or ``most`` below 1 or for pairs.
     """
-    _check(x, routing, w1, w2, activation, fused)
+    _check(x, routing, w1, w2, activation, most, fused)
     device, (n_tokens, n_experts) = x.device.type, (x.shape[0], w1.shape[0])
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
     x, w1, w2 = x.to(dtype), w1.to(dtype).contiguous(), w2.to(dtype).contiguous()
     b1 = None if b1 is None else b1.to(dtype).contiguous()
     if isinstance(routing, Tensor):
+        value, experts = routing, None
         # A pair that is not computed gets no gradient here either.
         weights = routing.where(routing.detach() != 0, 0) if b2 is not None else None
-        expert, value, slots = _listed(routing)
     else:
-        experts, values = routing
-        expert, value, slots = experts.flatten(), values.flatten(), experts.shape[1]
-        weights = values.new_zeros(n_tokens, n_experts).scatter(1, experts, values) if b2 is not None else None
+        experts, value = routing
+        weights = value.new_zeros(n_tokens, n_experts).scatter(1, experts, value) if b2 is not None else None
     with torch.autocast(device, enabled=False):
         value = value.to(torch.promote_types(dtype, torch.float32))
-        y = _GroupedMLP.apply(x, value, w1, b1, w2, expert, slots, activation, recompute, tuple(fused))
+        y = _GroupedMLP.apply(x, value, w1, b1, w2, experts, most, activation, recompute, tuple(fused))
         return y if b2 is None else torch.addmm(y, weights.to(dtype), b2.to(dtype))

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from moe_lab.experts import ConvExperts, MLPExperts, MoE, MultiGateMoE, combine_experts, kernels, run_everything
 from moe_lab.experts.dispatch import run_experts, why_not_fast
-from moe_lab.experts.fast import first_pairs, groupable, grouped_mlp
+from moe_lab.experts.fast import groupable, grouped_mlp
 from moe_lab.gates import CometGate, TopKGate
 from moe_lab.gates.losses import load_balancing_loss
 
@@ -103,16 +103,17 @@ def test_a_fixed_number_of_experts_equals_the_oracle_in_outputs_and_all_gradient
     activation=st.sampled_from(kernels.ACTIVATIONS),
     dtype=st.sampled_from(list(EXACT)),
     recompute=st.booleans(),
+    bounded=st.booleans(),
     seed=st.integers(0, 10_000),
 )
 def test_any_pattern_of_weights_equals_the_oracle_and_a_zero_has_no_gradient(
-    tokens, n_experts, activation, dtype, recompute, seed
+    tokens, n_experts, activation, dtype, recompute, bounded, seed
 ):
     torch.manual_seed(seed)
     bank, weights = make_bank(n_experts, (D, H, F), activation, dtype), unequal(tokens, n_experts, dtype)
     x = torch.randn(tokens, D, dtype=dtype, requires_grad=True)
     (expected,) = run_everything(bank, x, [weights])
-    y = grouped_mlp(x, weights, *layer(bank), recompute=recompute)
+    y = grouped_mlp(x, weights, *layer(bank), most=n_experts if bounded else None, recompute=recompute)
     leaves = [x, *bank.parameters()]
     same([y, *gradients(y, leaves)], [expected, *gradients(expected, leaves)], EXACT[dtype])
     (grad,), (reference,) = gradients(y, [weights]), gradients(combine_experts(bank, x, [weights])[0], [weights])
@@ -223,13 +224,12 @@ def test_a_fixed_number_of_experts_never_waits_for_the_device_and_makes_nothing_
     """Largest allowed: N hidden rows, or a parameter. T x E x H would be four times that."""
     bank, (experts, values, spread) = make_bank(16, dtype=torch.bfloat16), fixed(100, 16, 4, torch.float32)
     weights, x = spread(values.detach() + 0.1), torch.randn(100, D).bfloat16().requires_grad_()
-    for routing in (lambda: (experts, values), lambda: first_pairs(weights, 4)):
-        with Watched() as seen:
-            y = grouped_mlp(x, routing(), *layer(bank), recompute=recompute)
-            y.backward(torch.ones_like(y))
-        assert not WAITING & set(seen.names)
-        assert seen.names.count("_grouped_mm") == 6
-        assert seen.largest == max(100 * 4 * H, 100 * 4 * F, 16 * H * F) < 100 * 16 * H
+    with Watched() as seen:
+        y = grouped_mlp(x, (experts, values), *layer(bank), recompute=recompute)
+        y.backward(torch.ones_like(y))
+    assert not WAITING & set(seen.names)
+    assert seen.names.count("_grouped_mm") == 6
+    assert seen.largest == max(100 * 4 * H, 100 * 4 * F, 16 * H * F) < 100 * 16 * H
     with Watched() as seen:
         grouped_mlp(x, weights, *layer(bank), recompute=recompute).sum().backward()
     assert [name for name in seen.names if name in WAITING] == ["nonzero"]
@@ -250,15 +250,13 @@ def test_what_is_kept_for_the_backward_is_what_the_docstring_says(recompute):
     assert sum(kept.values()) == (100 * H if recompute else 100 * (D + 2 * H))
 
 
-def test_the_first_pairs_hold_every_weight_and_a_token_with_too_many_becomes_nan():
+def test_a_token_with_more_experts_than_promised_becomes_nan_and_no_other():
     weights = torch.tensor([[0.0, 0.7, 0.0, 0.3], [0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0], [0.2, 0.3, 0.5, 0.0]])
-    experts, values = first_pairs(weights, 2)
-    spread = torch.zeros(4, 4).scatter_add(1, experts, values)
-    assert torch.equal(spread[:3], weights[:3]) and values[3].isnan().all()
-    assert first_pairs(weights, 9)[0].shape == (4, 4)
-    bank = make_bank(4, dtype=torch.float32)
-    y = grouped_mlp(torch.randn(4, D), (experts, values), *layer(bank))
-    assert y[3].isnan().all() and y[:3].isfinite().all()
+    bank, x = make_bank(4, dtype=torch.float32), torch.randn(4, D)
+    y, all_of_it = (grouped_mlp(x, weights, *layer(bank), most=most) for most in (2, None))
+    assert y[3].isnan().all() and all_of_it.isfinite().all()
+    same([y[:3]], [all_of_it[:3]], 1e-6)
+    same([grouped_mlp(x, weights, *layer(bank), most=9)], [all_of_it], 1e-6)
 
 
 @pytest.mark.parametrize("most_per_token", [None, 2])
@@ -326,14 +324,12 @@ def test_grouped_products_are_asked_only_for_what_they_take():
 
 @pytest.mark.skipif(kernels.INTERPRETED, reason="the interpreter cannot be traced")
 def test_it_compiles_without_graph_breaks():
-    bank, (experts, values, spread) = make_bank(4, dtype=torch.bfloat16), fixed(12, 4, 2, torch.float32)
-    x, weights = torch.randn(12, D).bfloat16().requires_grad_(), spread(values.detach() + 0.1)
+    bank, (experts, values, _) = make_bank(4, dtype=torch.bfloat16), fixed(12, 4, 2, torch.float32)
+    x = torch.randn(12, D).bfloat16().requires_grad_()
     compiled = torch.compile(grouped_mlp, backend="aot_eager", fullgraph=True, dynamic=False)
     leaves = [x, values, *bank.parameters()]
     y, expected = (f(x, (experts, values), *layer(bank)) for f in (compiled, grouped_mlp))
     same([y, *gradients(y, leaves)], [expected, *gradients(expected, leaves)], 1e-2)
-    routed = torch.compile(lambda w: first_pairs(w, 2), backend="aot_eager", fullgraph=True, dynamic=False)
-    same(routed(weights), first_pairs(weights, 2), 0)
 
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -373,7 +369,7 @@ def test_a_fixed_number_of_experts_can_be_captured_in_a_cuda_graph():
 
     def step():
         one = grouped_mlp(x, (experts, values), *layer(bank))
-        two = grouped_mlp(x, first_pairs(weights, 2), *layer(bank), fused=("forward", "backward"))
+        two = grouped_mlp(x, weights, *layer(bank), most=3, fused=("forward", "backward"))
         return [one, two, *torch.autograd.grad(one.sum() + 2 * two.sum(), leaves)]
 
     stream = torch.cuda.Stream()

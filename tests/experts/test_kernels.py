@@ -49,7 +49,7 @@ def close(found, expected, tolerance):
 @given(experts=st.lists(st.integers(0, 6), max_size=40))
 def test_the_order_is_that_of_a_stable_sort_and_ends_count_the_experts(experts):
     value = torch.arange(len(experts), dtype=torch.float32)
-    place, ends, by_expert = kernels.expert_order_oracle(torch.tensor(experts, dtype=torch.int64), value, 7)
+    place, ends, by_expert, *_ = kernels.expert_order_oracle(torch.tensor(experts, dtype=torch.int64), value, 7)
     expected = sorted(range(len(experts)), key=experts.__getitem__)
     assert by_expert.int().tolist() == expected
     assert place.tolist() == [expected.index(pair) for pair in range(len(experts))]
@@ -80,7 +80,7 @@ def test_a_token_without_pairs_sums_to_zero_and_lists_of_unequal_length_are_foll
 @pytest.mark.parametrize("has_bias", [True, False])
 def test_the_gradients_of_the_activation_are_autograd_s(activation, has_bias):
     experts, value = routed(6, 4, 2)
-    _, ends, g = kernels.expert_order(experts.cpu(), value.cpu().double(), 4)
+    _, ends, g, *_ = kernels.expert_order(experts.cpu(), value.cpu().double(), 4)
     h, bias = torch.randn(12, 5, dtype=torch.float64), torch.randn(4, 5, dtype=torch.float64) if has_bias else None
     leaves = [t.requires_grad_() for t in (h, g, bias) if t is not None]
     out = kernels.activate_oracle(h, bias, g, ends, activation)
@@ -103,6 +103,30 @@ def test_the_activation_by_hand(activation):
     torch.testing.assert_close(out, torch.tensor([[2 * a], [10 * b]]), rtol=1e-5, atol=1e-5)
 
 
+def pattern(tokens, n_experts, seed=0):
+    """(T, E) weights with tokens of 0 to E experts, a NaN among them."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = torch.rand(tokens, n_experts, generator=generator)
+    keep = torch.rand(tokens, n_experts, generator=generator) < torch.rand(tokens, 1, generator=generator)
+    weights[0, 0], keep[0, 0] = torch.nan, True
+    return weights.where(keep, 0.0).to(DEVICE)
+
+
+@pytest.mark.parametrize("most", [None, 2])
+def test_a_pattern_is_the_list_of_its_non_zeros_token_by_token(most):
+    weights = pattern(9, 5).cpu()
+    place, ends, value, starts, row = kernels.pattern_order_oracle(weights, most)
+    pairs = [[e for e in range(5) if w[e] != 0][:most] for w in weights]
+    assert starts.tolist() == [sum(map(len, pairs[:t])) for t in range(10)]
+    in_order = sorted((e, t) for t, experts in enumerate(pairs) for e in experts)
+    assert ends.tolist() == [sum(e <= expert for e, _ in in_order) for expert in range(5)]
+    for r, (e, t) in enumerate(in_order):
+        assert row[t, e] == r == place[starts[t] + pairs[t].index(e)]
+        crowded = most is not None and int((weights[t] != 0).sum()) > most
+        torch.testing.assert_close(value[r], torch.tensor(torch.nan) if crowded else weights[t, e], equal_nan=True)
+    assert int((row >= 0).sum()) == len(in_order) and row.min() >= -1
+
+
 def test_triton_is_not_asked_for_what_it_cannot_do():
     assert not kernels.usable(torch.empty(1, device=DEVICE, dtype=torch.float64))
     if not kernels.INTERPRETED:
@@ -117,9 +141,23 @@ def test_triton_sorts_like_torch(tokens, n_experts, k):
 
 
 @needs_triton
+@pytest.mark.parametrize("most", [None, 1, 3])
+@pytest.mark.parametrize(("tokens", "n_experts"), [(1, 1), (7, 3), (301, 16), (130, 65)])
+def test_triton_sorts_a_pattern_like_torch(tokens, n_experts, most):
+    weights = pattern(tokens, n_experts)
+    found, expected = kernels.pattern_order(weights, most), kernels.pattern_order_oracle(weights, most)
+    n = len(expected.place)
+    assert len(found.place) == (n if most is None else tokens * min(most, n_experts))
+    found = found._replace(place=found.place[:n], value=found.value[:n])
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype == b.dtype
+        torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+
+
+@needs_triton
 def test_triton_sorts_when_one_expert_gets_all():
     experts, value = torch.full((300,), 2, device=DEVICE), torch.rand(300, device=DEVICE)
-    place, ends, by_expert = kernels.expert_order(experts, value, 4)
+    place, ends, by_expert, *_ = kernels.expert_order(experts, value, 4)
     assert place.tolist() == list(range(300)) and ends.tolist() == [0, 0, 300, 300]
     assert torch.equal(by_expert, value)
 
@@ -130,7 +168,7 @@ def test_triton_sorts_when_one_expert_gets_all():
 def test_triton_moves_rows_like_torch(tokens, k, width, dtype):
     dtype, tolerance = DTYPES[dtype]
     experts, value = routed(tokens, 20, k)
-    place, _, _ = kernels.expert_order(experts, value, 20)
+    place = kernels.expert_order(experts, value, 20).place
     x = torch.randn(tokens, width, device=DEVICE).to(dtype)
     rows = kernels.scatter_rows_oracle(x, place, k)
     starts = torch.arange(tokens + 1, device=DEVICE, dtype=torch.int32) * k

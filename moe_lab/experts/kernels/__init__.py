@@ -6,6 +6,7 @@ Pairs are numbered token by token; pair m of expert e lives in row ``place[m]`` 
 token has is called ``slots``: the integer K (token t has pairs tK .. tK + K - 1), or a tensor (T + 1,) of starts.
 
     order        expert_order        a counting sort: place of each pair, where experts end, weights in expert order
+                 pattern_order       the same for a (T, E) matrix of weights: its non-zeros are the pairs
     rows         scatter_rows        out[place[m]] = x[token of m]
                  sum_rows            y[t] = sum over the token's pairs of rows[place[m]], added in float32
     activation   activate            a = g * act(h + b_e)
@@ -23,7 +24,13 @@ tests). Elsewhere, and in float64, the oracles run.
 from moe_lab.experts.kernels import tuning
 from moe_lab.experts.kernels.activation import activate, activate_backward, activate_backward_oracle, activate_oracle
 from moe_lab.experts.kernels.common import ACTIVATIONS, Slots
-from moe_lab.experts.kernels.order import expert_order, expert_order_oracle
+from moe_lab.experts.kernels.order import (
+    Order,
+    expert_order,
+    expert_order_oracle,
+    pattern_order,
+    pattern_order_oracle,
+)
 from moe_lab.experts.kernels.products import fusable, hidden, hidden_gradient
 from moe_lab.experts.kernels.rows import scatter_rows, scatter_rows_oracle, sum_rows, sum_rows_oracle
 from moe_lab.experts.kernels.tuning import BLOCKS, PRODUCTS, Blocks, Product
@@ -35,6 +42,7 @@ __all__ = [
     "INTERPRETED",
     "PRODUCTS",
     "Blocks",
+    "Order",
     "Product",
     "Slots",
     "activate",
@@ -46,6 +54,8 @@ __all__ = [
     "fusable",
     "hidden",
     "hidden_gradient",
+    "pattern_order",
+    "pattern_order_oracle",
     "scatter_rows",
     "scatter_rows_oracle",
     "sum_rows",
