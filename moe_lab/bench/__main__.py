@@ -11,6 +11,7 @@ from pathlib import Path
 
 from moe_lab.bench import cpu, gpu, gpu_scattermoe
 from moe_lab.bench.cpu import CpuBenchConfig
+from moe_lab.bench.frame import KernelFrame, add_turns, given_frame
 from moe_lab.bench.gpu import GpuBenchConfig
 
 
@@ -39,11 +40,7 @@ def _cpu_options(parser: argparse.ArgumentParser) -> None:
 
 def _gpu_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cuda", help="cuda (default), cuda:1; cpu: a dry run with tiny sizes")
-    parser.add_argument("--rounds", type=int, help="turns of each case (default: each table's own)")
-    parser.add_argument("--steps", type=int, help="timed steps per turn (default: each table's own)")
-    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
-    parser.add_argument("--tune", action="store_true", help="moe, gates: choose the kernels' block shapes first")
-    parser.add_argument("--parts", action="store_true", help="moe, gates: also time the parts of ours")
+    add_turns(parser, None)
     parser.add_argument("--side-by-side", type=int, default=200, help="trials: of a stack (default %(default)s)")
     parser.add_argument("--scattermoe", type=Path, metavar="FOLDER", help="moe: a clone of shawntan/scattermoe")
 
@@ -58,16 +55,14 @@ def _cpu(given: dict) -> tuple[CpuBenchConfig, list[str]]:
 
 
 def _gpu(given: dict) -> GpuBenchConfig:
-    frame = {name: given[name] for name in ("rounds", "steps") if given[name] is not None}
-    frame |= {"compiled": not given["no_compile"]}
+    frame, closer = given_frame(given), given_frame(given, KernelFrame)
     if given["scattermoe"]:
         gpu_scattermoe.add_path(given["scattermoe"])
     config = GpuBenchConfig(tuple(given["tables"]), given["device"], side_by_side=given["side_by_side"])
-    closer = {name: given[name] for name in ("tune", "parts")}
     return dataclasses.replace(
         config,
-        moe=dataclasses.replace(config.moe, **closer, **frame),
-        gates=dataclasses.replace(config.gates, **closer, **frame),
+        moe=dataclasses.replace(config.moe, **closer),
+        gates=dataclasses.replace(config.gates, **closer),
         exits=dataclasses.replace(config.exits, **frame),
     )
 

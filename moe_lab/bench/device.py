@@ -47,6 +47,32 @@ def device_turns(
     return timings
 
 
+def part_rows(
+    column: str,
+    parts: Mapping[str, tuple[Callable[[], object], float, float]],
+    device: torch.device | str,
+    rounds: int,
+    n_steps: int,
+) -> list[dict[str, Any]]:
+    """One row per part of a step: its name under ``column``, ms, and tflops or gb_per_s (None without such a number).
+
+    Args:
+        column: "stage", say.
+        parts: name -> (function, floating-point operations, bytes that must move).
+        device, rounds, n_steps: of `device_turns`.
+    """
+    timings = device_turns({name: step for name, (step, *_) in parts.items()}, device, rounds, n_steps)
+    return [
+        {
+            column: name,
+            "ms": 1e3 * timings[name].median,
+            "tflops": flops / timings[name].median / 1e12 if flops else None,
+            "gb_per_s": size / timings[name].median / 1e9 if size else None,
+        }
+        for name, (_, flops, size) in parts.items()
+    ]
+
+
 def peak(step: Callable[[], object], device: torch.device | str) -> float | None:
     """MiB that a step allocates beyond what was allocated before, at most; None without CUDA.
 

@@ -21,7 +21,10 @@ import torch
 
 from moe_lab.bench import gpu_scattermoe
 from moe_lab.bench.device import circumstances
-from moe_lab.bench.gpu_cases import MoeBench, moe_tables, tuned_rows
+from moe_lab.bench.frame import Frame
+from moe_lab.bench.gpu_cases import MoeBench, moe_tables
+from moe_lab.bench.gpu_gates import GatesBench, gates_tables
+from moe_lab.bench.gpu_gates_problem import Shape as GatesShape
 from moe_lab.bench.gpu_problem import Shape as MoeShape
 from moe_lab.bench.tables import render_all
 from moe_lab.names import check_name
@@ -35,45 +38,21 @@ class TablesFailed(RuntimeError):
     """Some tables could not be measured; the Result holds the others."""
 
 
-@dataclass(frozen=True)
-class GatesBench:
-    """What to time of COMET's gate, see `gpu_gates`.
-
-    Attributes:
-        sharpness: factors on the parameters of the splits, a table for each and each shape; 1: the start of training.
-        tiny: a shape for a dry run.
-        tune, parts, compiled, rounds, steps, seed: as in `MoeBench`.
-    """
-
-    sharpness: tuple[float, ...] = (1.0, 100.0)
-    tiny: bool = False
-    tune: bool = False
-    parts: bool = False
-    compiled: bool = True
-    rounds: int = 5
-    steps: int = 10
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class ExitsBench:
+@dataclass(frozen=True, kw_only=True)
+class ExitsBench(Frame):
     """What to time of stopping early, see `gpu_exits`.
 
     Attributes:
         batches: images per call, a table for each.
         ratio: of multiply-adds, full network / mean spent.
         tiny: a network for a dry run.
-        compiled, rounds, steps: as in `MoeBench`.
-        seed: of weights.
     """
 
     batches: tuple[int, ...] = (1, 64, 512, 4096)
     ratio: float = 2.05
     tiny: bool = False
-    compiled: bool = True
     rounds: int = 7
     steps: int = 3
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -117,7 +96,7 @@ class GpuBenchConfig:
         """The same tables with tiny sizes, for a CPU."""
         frame = {"compiled": False, "rounds": 1, "steps": 2}
         moe = dataclasses.replace(self.moe, shapes=(MoeShape(24, 8, 16, 4, 2), MoeShape(24, 8, 16, 4, 1)), **frame)
-        gates = dataclasses.replace(self.gates, tiny=True, **frame)
+        gates = dataclasses.replace(self.gates, shapes=(GatesShape(24, 8, 4, 2),), **frame)
         exits = dataclasses.replace(self.exits, tiny=True, batches=(8,), **frame)
         return dataclasses.replace(self, moe=moe, gates=gates, exits=exits, side_by_side=2)
 
@@ -127,24 +106,14 @@ def _moe(config: GpuBenchConfig, device: torch.device) -> Tables:
 
 
 def _gates(config: GpuBenchConfig, device: torch.device) -> Tables:
-    from moe_lab.bench.gpu_gates import SHAPES, Problem, Shape, measure, measure_parts, tune
-
-    bench = config.gates
-    for shape in (Shape(24, 8, 4, 2),) if bench.tiny else SHAPES:
-        for sharpness in bench.sharpness:
-            problem = Problem(shape, device, sharpness=sharpness, seed=bench.seed)
-            if bench.tune:
-                yield "gates_tuned", tuned_rows(tune(problem))
-            yield "gates", measure(problem, rounds=bench.rounds, n_steps=bench.steps, compiled=bench.compiled)
-            if bench.parts:
-                yield "gates_parts", measure_parts(problem, bench.rounds, bench.steps)
+    return gates_tables(config.gates, device)
 
 
 def _exits(config: GpuBenchConfig, device: torch.device) -> Tables:
     from moe_lab.bench.gpu_exits import TINY, PlantedNetwork, Size, measure
 
     bench = config.exits
-    planted = PlantedNetwork(TINY if bench.tiny else Size(), bench.ratio, device, torch.bfloat16, bench.seed)
+    planted = PlantedNetwork(TINY if bench.tiny else Size(), bench.ratio, device, bench.torch_dtype, bench.seed)
     for batch in bench.batches:
         yield "exits", measure(planted, batch, rounds=bench.rounds, n_steps=bench.steps, compiled=bench.compiled)
 

@@ -101,7 +101,7 @@ def moe_cases(p: Problem, compiled: bool = True) -> dict[str, Case]:
         cases["ours, compiled"] = Case(lambda: ours(function=compile_(grouped_mlp, fullgraph=True)))
     if p.b1 is not None:
         cases["reference"] = Case(lambda: _reference(p))
-    elif gpu_scattermoe.version():
+    elif gpu_scattermoe.runs_on(p.x):
         cases["ScatterMoE"] = Case(lambda: gpu_scattermoe.scattermoe_step(p))
     return cases
 

@@ -1,7 +1,7 @@
 """ScatterMoE (Tan et al. 2024, github.com/shawntan/scattermoe), timed beside us where it can be imported.
 
 It is another package, in no registry: clone it and name the folder that holds ``scattermoe/``, with ``--scattermoe``.
-Without it, or for experts with biases, the case is left out.
+Without it, on a CPU, or for experts with biases, the case is left out.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch.nn import functional
 
 from moe_lab.bench.gpu_problem import Problem, Step
+from moe_lab.triton_support import usable
 
 
 def add_path(folder: Path | str) -> None:
@@ -39,6 +40,11 @@ def version() -> str | None:
         return metadata.version("scattermoe")
     except metadata.PackageNotFoundError:
         return "unknown"
+
+
+def runs_on(x: torch.Tensor) -> bool:
+    """It is there, and its kernels (all of them Triton's) can run on x."""
+    return version() is not None and usable(x)
 
 
 def scattermoe_step(p: Problem) -> Step:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from moe_lab.bench.device import device_turns
+from moe_lab.bench.device import part_rows
 from moe_lab.bench.gpu_problem import Problem, Step
 from moe_lab.experts import kernels
 
@@ -62,14 +62,4 @@ def stages(p: Problem) -> dict[str, tuple[Step, float, float]]:
 
 def measure_stages(p: Problem, rounds: int = 5, n_steps: int = 5) -> list[dict]:
     """One row per stage: ms, and TFLOP/s or GB/s."""
-    parts = stages(p)
-    timings = device_turns({name: step for name, (step, *_) in parts.items()}, p.x.device, rounds, n_steps)
-    return [
-        {
-            "stage": name,
-            "ms": 1e3 * timings[name].median,
-            "tflops": flops / timings[name].median / 1e12 if flops else None,
-            "gb_per_s": size / timings[name].median / 1e9 if size else None,
-        }
-        for name, (_, flops, size) in parts.items()
-    ]
+    return part_rows("stage", stages(p), p.x.device, rounds, n_steps)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+import torch
 
 from moe_lab.bench.device import device_turns
 from moe_lab.bench.gpu_problem import Problem
 from moe_lab.bench.gpu_stages import stages
 from moe_lab.experts import kernels
 
+Blocks = TypeVar("Blocks")
 TILES = (  # to try for our own products; compiled for sm_90, the 256-wide ones spill a few registers at the end
     kernels.Product(128, 128, 8, depth=64, stages=3, registers=128),
     kernels.Product(128, 128, 8, depth=64, stages=4, registers=None),
@@ -29,38 +33,57 @@ def block_choices() -> Iterator[kernels.Blocks]:
                 yield kernels.Blocks(32 * warps * per_thread // columns, columns, warps)
 
 
+def keep_fastest(
+    name: str,
+    step: Callable[[], object],
+    choices: Iterable[Blocks],
+    table: dict[str, Blocks],
+    device: torch.device | str,
+    n_steps: int,
+    best: dict[str, dict],
+) -> None:
+    """Time a kernel's step with each choice of blocks; the fastest stays in ``table[name]``.
+
+    ``best`` is told: kernel -> its choice and ms; "failed" -> choice -> why. If no choice can run, the table keeps what
+    it had.
+    """
+    before, steps = table[name], {}
+
+    def run(blocks: Blocks) -> None:
+        table[name] = blocks
+        step()
+
+    for blocks in choices:
+        try:
+            run(blocks)
+            steps[blocks] = functools.partial(run, blocks)
+        except Exception as problem:  # too much shared memory, say: then it is not the fastest
+            best.setdefault("failed", {})[f"{name} {blocks}"] = f"{type(problem).__name__}: {problem}"[:200]
+    # In turns: a choice that is tried first would meet a cool chip at a higher clock.
+    times = {blocks: t.median for blocks, t in device_turns(steps, device, 3, n_steps).items()}
+    table[name] = min(times, key=times.__getitem__, default=before)
+    if times:
+        best[name] = dataclasses.asdict(table[name]) | {"ms": 1e3 * times[table[name]]}
+
+
 def tune(p: Problem, n_steps: int = 10) -> dict[str, dict]:
-    """Try block shapes kernel by kernel; the fastest stays in `kernels`. Nothing to try without Triton.
+    """Try block shapes kernel by kernel; the fastest stays in `kernels`.
 
     Returns:
-        kernel -> its choice and ms; "failed" -> choice -> why. A kernel that no choice can run keeps what it had.
+        As `keep_fastest`, for all kernels. Nothing without Triton.
     """
     if not kernels.usable(p.x):
         return {}
     parts = {label.split(",")[0]: part[0] for label, part in stages(p).items()}
     best: dict[str, dict] = {}
-
-    def fastest(name: str, choices: Iterable[kernels.Blocks], table: dict[str, kernels.Blocks]) -> None:
-        before, steps = table[name], {}
-
-        def run(blocks: kernels.Blocks) -> None:
-            table[name] = blocks
-            parts[name]()
-
-        for blocks in choices:
-            try:
-                run(blocks)
-                steps[blocks] = functools.partial(run, blocks)
-            except Exception as problem:  # too much shared memory, say: then it is not the fastest
-                best.setdefault("failed", {})[f"{name} {blocks}"] = f"{type(problem).__name__}: {problem}"[:200]
-        # In turns: a choice that is tried first would meet a cool chip at a higher clock.
-        times = {blocks: t.median for blocks, t in device_turns(steps, p.x.device, 3, n_steps).items()}
-        table[name] = min(times, key=times.__getitem__, default=before)
-        if times:
-            best[name] = dataclasses.asdict(table[name]) | {"ms": 1e3 * times[table[name]]}
-
     for name in kernels.BLOCKS:
-        fastest(name, block_choices(), kernels.BLOCKS)
+        keep_fastest(name, parts[name], block_choices(), kernels.BLOCKS, p.x.device, n_steps, best)
     for name in kernels.PRODUCTS.keys() & parts.keys():
-        fastest(name, TILES, kernels.PRODUCTS)
+        keep_fastest(name, parts[name], TILES, kernels.PRODUCTS, p.x.device, n_steps, best)
     return best
+
+
+def tuned_rows(tuned: dict[str, dict]) -> list[dict]:
+    """What `tune` gives, as rows: kernel and its choice, then what could not run and why."""
+    rows = [{"kernel": name, **choice} for name, choice in tuned.items() if name != "failed"]
+    return rows + [{"kernel": name, "failed": why} for name, why in tuned.get("failed", {}).items()]

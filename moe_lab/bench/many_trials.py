@@ -76,7 +76,12 @@ class ManyTrialsBench:
         """The trials of a gate, as random search draws them."""
         study = self.study
         dataset = RecommenderConfig.profile(self.recommender, **self.changes).dataset
-        drawn = draw_trials(search_space(dataset, gate), study.n_trials, seed=study.seed)
+        try:
+            drawn = draw_trials(search_space(dataset, gate), study.n_trials, seed=study.seed)
+        except ModuleNotFoundError as error:
+            if error.name != "optuna":
+                raise
+            raise ModuleNotFoundError("trials are drawn by Optuna, which is not here: pip install optuna") from error
         return [study.trial(gate, index, values) for index, values in enumerate(drawn)]
 
 

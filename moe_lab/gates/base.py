@@ -105,9 +105,11 @@ class Gate(nn.Module):
         n_experts: E.
         k: trees, selectors or chosen experts.
         gate_input: what it wants to be called with: "features", float (T, D), or "keys", integer (T,).
+        reads_details: somebody reads ``details`` at every step; a gate that could leave them for later need not.
     """
 
     gate_input = "features"
+    reads_details = False
 
     def __init__(self, n_experts: int, k: int, in_features: int | None = None):
         super().__init__()

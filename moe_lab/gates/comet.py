@@ -18,7 +18,8 @@ to E are active: the bound is a property of the trained gate, not a constraint. 
 Where we differ from the authors' code: they take log(p + 1e-8) and a softmax; we take the ratio itself, which is the
 same mathematics without an epsilon (their tiny p is inflated to 1e-8). Levels, not nodes, are computed one by one.
 
-On a GPU the same trees can run in two kernels (`comet_kernels`; ``backend="fast"``).
+On a GPU the same trees run in two kernels (`comet_fast`). With 32,768 tokens of width 1024 on an H100, forward and
+backward take 0.6 of the time of the top-k softmax gate (E = 16, K = 2 and E = 256, K = 4), level by level 1.8 and 8.1.
 """
 
 from __future__ import annotations
@@ -104,12 +105,19 @@ class CometGate(Gate):
         gamma: width of the smooth-step. Splits start in U(-gamma/100, gamma/100): gamma is nothing but a learning-rate
             multiplier of the splits (notebook 02 derives it).
         split_balance: also return the ``split_balance`` term.
-        backend: "reference": level by level in PyTorch. "fast": `comet_kernels` where Triton can run (CUDA; float32 or
-            bfloat16), the reference elsewhere. "auto": the reference. An attribute: it may be changed at any time.
+        backend: "reference": level by level in PyTorch. "auto": kernels (`comet_fast`) where they can run, see below,
+            the reference elsewhere. "fast": the same, but an error for a gate that the kernels cannot run anywhere, and
+            kernels also where "auto" says no. An attribute: it may be changed at any time.
         generator: for the initial weights.
 
     Raises:
         ValueError: a gamma that is not positive, an unknown backend; when called, "fast" for a gate that it cannot run.
+
+    The kernels run on NVIDIA GPUs from Ampere on, with Triton, for x and parameters in float32 or bfloat16, on at least
+    one token. They have no static gates, no ``split_balance`` (which is of training) and no more than 1024 experts.
+    Under `torch.compile`, which fuses the reference, and `torch.func` (stacked trials) the reference runs. "auto" takes
+    it also where details are read at every step (`PermutationSearch`: the kernels would come on top of it), and never
+    runs in Triton's interpreter. Results and gradients differ by rounding, in the dtype of x: see `comet_fast`.
 
     Losses in training mode: ``entropy``: sum over trees of the entropy of p, mean over tokens, nats (paper's Omega).
     Details: ``tree_probabilities`` p and ``tree_weights`` g_lj, both (T, E, K).
@@ -140,9 +148,7 @@ class CometGate(Gate):
     def forward(self, x: Tensor | None = None) -> Routing:
         """x (T, D) -> Routing with weights (T, E), rows summing to 1."""
         check_name("backend", self.backend, BACKENDS)
-        # "auto" stays the reference until the kernels have been measured to win on CUDA at all sizes that matter:
-        # python -m moe_lab.bench.gpu_gates. This is the line to change then.
-        if self.backend == "fast" and self._runs_fast(x):
+        if self._runs_fast(x):
             return self._fast(x)
         split_logits = self.split.tokens_last(x)
         reach, p = walk_levels(split_logits, self.gamma)
@@ -156,25 +162,35 @@ class CometGate(Gate):
         return Routing(g.sum(1).T, losses, details)
 
     def _runs_fast(self, x: Tensor | None) -> bool:
-        """Triton can run on x. Raises ValueError for a gate that the kernels cannot run anywhere."""
+        """The kernels do this call. Raises ValueError for "fast" and a gate that they cannot run anywhere."""
+        if self.backend == "reference":
+            return False
+        is_tensor, automatic = isinstance(x, Tensor), self.backend == "auto"
+        # vmap and compile would hand Triton tensors without memory. Asked first: torch.compile reads on from here.
+        traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+        if automatic and (traced or self.reads_details or not is_tensor or x.device.type != "cuda"):
+            return False
         from moe_lab.gates.comet_kernels import MOST_EXPERTS, usable  # only here: Triton takes a while to import
 
         lacks = {
             "static gates": self.in_features is None,
-            "split_balance": self.split_balance,
+            "split_balance": self.split_balance and self.training,
             f"more than {MOST_EXPERTS} experts": self.n_experts > MOST_EXPERTS,
         }
         if any(lacks.values()):
+            if automatic:
+                return False
             missing = " and no ".join(name for name, lacking in lacks.items() if lacking)
             raise ValueError(f"backend 'fast' cannot run this: it has no {missing}; use 'reference' or 'auto'")
-        tensors = (x, self.leaf.weight)
-        fits = isinstance(x, Tensor) and x.dim() == 2 and x.shape[1] == self.in_features  # if not, Affine explains
-        return fits and all(usable(tensor, self.n_experts, self.k) for tensor in tensors)
+        fits = is_tensor and x.dim() == 2 and x.shape[1] == self.in_features  # if not, Affine explains
+        parameters = (self.split.weight, self.split.bias, self.leaf.weight, self.leaf.bias)
+        return fits and not traced and usable(x, self.n_experts, self.k, *parameters)
 
     def _fast(self, x: Tensor) -> Routing:
-        from moe_lab.gates.comet_kernels import fast_trees
+        from moe_lab.gates.comet_fast import fast_trees
 
-        weight, bias = (torch.cat(pair) for pair in zip(self.split.parameters(), self.leaf.parameters(), strict=True))
+        weight = torch.cat((self.split.weight, self.leaf.weight))
+        bias = torch.cat((self.split.bias, self.leaf.bias))
         weights, entropy, details = fast_trees(x, weight, bias, self.k, self.gamma, self.training)
         return Routing(weights, {} if entropy is None else {"entropy": entropy}, details)
 

@@ -2,9 +2,9 @@
 
 Legend: T tokens, D gate-input width, E experts = leaves, K trees, C = (2E - 1) K logits of a token.
 
-    X (T, D) -> Z = W X^T (C, T) -> weights g (E, T), log M (T,), entropy
+    Z + b (C, T) -> weights g (E, T), log M (T,), entropy
 
-W and b hold all splits, then all leaves, K rows each: x is read once and one product does it all. M is the mass that
+Rows of Z and b: all splits, then all leaves, K each; the product that gives Z is in `comet_fast`. M is the mass that
 `combine_trees` divides by. With D_l the gradient of p_l, V of a leaf is D_l and V of a split its mean over the leaves
 below it, given that the token arrives there:
 
@@ -17,20 +17,18 @@ A thread has one token and holds the logits of one subtree of at most 2^``levels
 block's tokens reaches are neither loaded nor computed, forward or backward: their weights and gradients are the exact
 zeros that they are. (The product has computed their logits: it runs before anybody knows.)
 
-Precision: the trees are computed in float32. A bfloat16 x meets W in bfloat16 with float32 sums, which is exact for a
-bfloat16 W; a float32 W goes in two bfloat16 parts, together within 2^-17. Where we differ from the plain path: the
-gradients of logits are rounded to x's dtype before their two products, as in any bfloat16 layer.
+Exactly 0 are weights where no tree arrives, gradients of leaves and splits where p or reach is 0, and those of splits
+that are decided (S' = 0): they have a factor 0. A gradient that is 0 because terms cancel (one expert: its weight is 1
+whatever its logit) is 0 to rounding; division on a GPU is within two units of the last place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cache, partial
 
 import torch
-from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch import Tensor, nn
 
 from moe_lab.gates.comet import combine_trees, walk_levels
 from moe_lab.gates.losses import _EPSILON, selection_entropy
@@ -65,17 +63,45 @@ class TreeBlocks:
         return {"TOKENS": self.tokens, "num_warps": self.warps, "maxnreg": self.registers}
 
 
-# What there is to tune: python -m moe_lab.bench.gpu_gates --tune. It changes nothing beyond the order of sums.
-# Compiled for sm_90 (E = 256, K = 4), these spill 0 and 24 bytes; 4 levels in the backward would spill 250 to 750.
-BLOCKS = {"forward": TreeBlocks(1, 4), "backward": TreeBlocks(1, 3, registers=168)}
 WHOLE = 4  # trees of at most so many levels are one subtree
 MOST_ABOVE = 5  # levels above the subtrees: a thread of the backward holds a number for each subtree
+# What there is to tune: python -m moe_lab.bench.gpu_gates --tune. It changes nothing beyond the order of sums. Measured
+# on an H100 with 32,768 tokens: trees that are one subtree at E = 16, K = 2 (0.07 and 0.04 ms), others at E = 256,
+# K = 4 (0.21 and 0.34 ms). Compiled for sm_90 the latter spill 0 and 24 bytes; 4 levels in the backward: 250 to 750.
+WHOLE_BLOCKS = {"forward": TreeBlocks(4, WHOLE, registers=128), "backward": TreeBlocks(4, WHOLE)}
+BLOCKS = {"forward": TreeBlocks(1, 4), "backward": TreeBlocks(1, 3, registers=168)}
 
 
-def usable(x: Tensor, n_experts: int, k: int) -> bool:
-    """The kernels can run on x (T, D) for so many experts and trees: at least a token, and T K at most 2^26."""
+def depth(n_experts: int) -> int:
+    """Levels of splits above the lowest leaf."""
+    return (n_experts - 1).bit_length()
+
+
+def blocks_table(n_experts: int) -> dict[str, TreeBlocks]:
+    """Kernel ("forward", "backward") -> its blocks for trees of so many leaves; change it in place to tune."""
+    return WHOLE_BLOCKS if depth(n_experts) <= WHOLE else BLOCKS
+
+
+def usable(x: Tensor, n_experts: int, k: int, *parameters: Tensor) -> bool:
+    """The kernels can run on x (T, D) for so many experts and trees: at least a token, and T K at most 2^26.
+
+    They can also use these parameters: on the device of x, in a dtype that fits.
+    """
     fits = n_experts <= MOST_EXPERTS and 0 < len(x) * k <= 2**26  # places within a subtree are 32-bit numbers
-    return fits and triton_runs(x) and x.dtype != torch.float16
+    return fits and _new_enough(x.device) and all(_readable(tensor) for tensor in (x, *parameters))
+
+
+def _readable(x: Tensor) -> bool:
+    plain = type(x) in (Tensor, nn.Parameter)  # a subclass (FakeTensor, DTensor) may have no memory to point to
+    return plain and triton_runs(x) and x.dtype != torch.float16
+
+
+@cache
+def _new_enough(device: torch.device) -> bool:
+    """Of NVIDIA, Ampere or later: products in bfloat16, and limits on registers."""
+    if device.type != "cuda":
+        return True
+    return torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 @jit
@@ -330,9 +356,9 @@ def trees_oracle(logits: Tensor, bias: Tensor, k: int, gamma: float) -> tuple[Te
 
 
 def _sizes(which: str, n_experts: int, k: int) -> dict[str, int]:
-    depth = (n_experts - 1).bit_length()
-    levels = depth if depth <= WHOLE else max(BLOCKS[which].levels, depth - MOST_ABOVE)
-    return {"E": n_experts, "K": k, "TOP": depth - levels, "LEVELS": levels}
+    deep = depth(n_experts)
+    levels = deep if deep <= WHOLE else max(BLOCKS[which].levels, deep - MOST_ABOVE)
+    return {"E": n_experts, "K": k, "TOP": deep - levels, "LEVELS": levels}
 
 
 def trees(logits: Tensor, bias: Tensor, k: int, gamma: float, entropy: bool) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -347,8 +373,9 @@ def trees(logits: Tensor, bias: Tensor, k: int, gamma: float, entropy: bool) -> 
     Returns:
         weights (E, T), log M (T,), and the mean entropy over tokens, a scalar, or None.
     """
-    (n_logits, n_tokens), blocks = logits.shape, BLOCKS["forward"]
-    sizes = _sizes("forward", (n_logits // k + 1) // 2, k)
+    n_logits, n_tokens = logits.shape
+    n_experts = (n_logits // k + 1) // 2
+    sizes, blocks = _sizes("forward", n_experts, k), blocks_table(n_experts)["forward"]
     weights = logits.new_empty(sizes["E"], n_tokens)
     log_mass = logits.new_empty(n_tokens)
     shift = logits.new_empty(1 << sizes["TOP"], n_tokens) if sizes["TOP"] else log_mass
@@ -382,101 +409,11 @@ def trees_backward(
     Returns:
         The gradient of the logits, (C, T).
     """
-    (n_experts, n_tokens), blocks = weights.shape, BLOCKS["backward"]
+    n_experts, n_tokens = weights.shape
+    blocks = blocks_table(n_experts)["backward"]
     grad, has_entropy = torch.empty_like(logits, dtype=dtype), grad_entropy is not None
     _backward_kernel[(triton.cdiv(n_tokens, blocks.tokens) * k,)](
         logits, bias, weights, log_mass, grad_weights, grad_entropy if has_entropy else log_mass, grad, n_tokens,
         1 / gamma, _EPSILON, **_sizes("backward", n_experts, k), ENTROPY=has_entropy, **blocks.options,
     )  # fmt: skip
     return grad
-
-
-def product(a: Tensor, b: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """A B in ``dtype``, its sums in float32."""
-    if a.device.type == "cuda" and a.dtype != dtype == torch.float32:
-        return torch.mm(a, b, out_dtype=dtype)
-    return (a @ b).to(dtype) if a.dtype in (dtype, torch.float32) else a.float() @ b.float()
-
-
-class _FastTrees(torch.autograd.Function):
-    """Product and trees: x (T, D), W (C, D), b (C,) float32 -> weights (E, T), entropy or None, logits (C, T)."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, k: int, gamma: float, entropy: bool):
-        ctx.set_materialize_grads(False)
-        rounded = weight.to(x.dtype)
-        logits = product(rounded, x.T)
-        if x.dtype != torch.float32 and weight.dtype == torch.float32:
-            logits += product((weight - rounded).to(x.dtype), x.T)
-        weights, log_mass, uncertain = trees(logits, bias, k, gamma, entropy)
-        ctx.save_for_backward(x, weight, bias, logits, weights, log_mass)
-        ctx.k, ctx.gamma = k, gamma
-        return weights, uncertain, logits
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_weights: Tensor | None, grad_entropy: Tensor | None, grad_logits: Tensor | None):
-        x, weight, bias, logits, weights, log_mass = ctx.saved_tensors
-        with torch.autocast(x.device.type, enabled=False):
-            grad = grad_logits if grad_logits is None else grad_logits.to(x.dtype)
-            grad_bias = None
-            if grad_weights is not None or grad_entropy is not None:
-                grad_weights = torch.zeros_like(weights) if grad_weights is None else grad_weights.contiguous()
-                own = trees_backward(
-                    logits, bias, weights, log_mass, ctx.k, ctx.gamma, grad_weights, grad_entropy, x.dtype
-                )
-                grad = own if grad is None else grad + own
-                if ctx.needs_input_grad[2]:  # of these alone: whoever uses the logits adds the bias, too
-                    grad_bias = own.sum(1, dtype=torch.float32)
-            if grad is None:
-                return (None,) * 6
-            grad_x = grad.T @ weight.to(x.dtype) if ctx.needs_input_grad[0] else None
-            grad_weight = product(grad, x, weight.dtype) if ctx.needs_input_grad[1] else None
-        return grad_x, grad_weight, grad_bias, None, None, None
-
-
-class LazyDetails(Mapping[str, Tensor]):
-    """`CometGate`'s details, computed by the plain path when somebody asks: K times more numbers than the weights."""
-
-    names = ("tree_probabilities", "tree_weights")
-
-    def __init__(self, logits: Tensor, bias: Tensor, k: int, gamma: float):
-        self.given = logits, bias, k, gamma
-
-    @cached_property
-    def tensors(self) -> dict[str, Tensor]:
-        """Both, (T, E, K)."""
-        _, _, p, g = trees_oracle(*self.given)
-        return {"tree_probabilities": p.movedim(-1, 0), "tree_weights": g.movedim(-1, 0)}
-
-    def __getitem__(self, name: str) -> Tensor:
-        if name not in self.names:
-            raise KeyError(name)
-        return self.tensors[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.names)
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-
-def fast_trees(
-    x: Tensor, weight: Tensor, bias: Tensor, k: int, gamma: float, entropy: bool
-) -> tuple[Tensor, Tensor | None, LazyDetails]:
-    """A whole gate on tokens for which `usable` is true; nothing in it waits for the device.
-
-    Args:
-        x: (T, D), float32 or bfloat16, T at least 1.
-        weight: (C, D), rows of all splits in heap order, then of all leaves, K each.
-        bias: (C,).
-        k, gamma: K and the width of the smooth-step.
-        entropy: compute the entropy term.
-
-    Returns:
-        weights (T, E) float32, a transposed view; the entropy (scalar) or None; the details. Not differentiable twice.
-    """
-    with torch.autocast(x.device.type, enabled=False):
-        bias = bias.float()
-        weights, uncertain, logits = _FastTrees.apply(x, weight, bias, k, gamma, entropy)
-    return weights.T, uncertain, LazyDetails(logits, bias, k, gamma)

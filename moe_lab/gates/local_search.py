@@ -99,6 +99,7 @@ class PermutationSearch(Gate):
         if q not in (1, gate.k):
             raise ValueError(f"n_permutations must be 1 or the gate's k = {gate.k}, got {q}")
         self.gate = gate
+        self.gate.reads_details = True  # the weights of each tree
         self.permutation = permutation
         self.renormalise = renormalise
         self.gate_input = gate.gate_input

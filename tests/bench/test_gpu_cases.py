@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from moe_lab.bench.gpu_cases import MoeBench, main, moe_tables, tuned_rows
+from moe_lab.bench.gpu_cases import MoeBench, main, moe_tables
 from moe_lab.bench.gpu_problem import Shape
 from moe_lab.experts import kernels
 
@@ -40,19 +40,14 @@ def test_tables_come_one_by_one_and_an_unknown_case_is_noticed_before_anything_i
         next(moe_tables(MoeBench((TINY,), ("our",), tune=True), torch.device("cpu")))
 
 
-def test_what_was_tuned_becomes_rows_with_what_could_not_run_last():
-    tuned = {"failed": {"activate (4, 8)": "no memory"}, "activate": {"rows": 4, "ms": 0.5}}
-    assert tuned_rows(tuned) == [
-        {"kernel": "activate", "rows": 4, "ms": 0.5},
-        {"kernel": "activate (4, 8)", "failed": "no memory"},
-    ]
-
-
-def test_bad_arguments_are_refused(capsys):
-    with pytest.raises(SystemExit):
-        main(["--tokens", "8"])
-    assert "give all of --tokens" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="two timed steps"):
-        MoeBench(rounds=1, steps=1)
-    with pytest.raises(ValueError, match="did you mean 'bfloat16'"):
-        MoeBench(dtype="bfloat")
+def test_bad_arguments_are_refused(tmp_path, capsys):
+    for arguments, message in (
+        (["--tokens", "8"], "give all of --tokens --width --hidden --experts --k"),
+        (["--rounds", "1", "--steps", "1"], "two timed steps"),
+        (["--scattermoe", str(tmp_path)], "clone of shawntan/scattermoe"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["--device", "cpu", *arguments])
+        assert message in capsys.readouterr().err
+    with pytest.raises(ValueError, match="did you mean 'gelu'"):
+        MoeBench(activation="gelo")

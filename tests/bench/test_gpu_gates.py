@@ -8,19 +8,11 @@ import json
 import pytest
 import torch
 
-import moe_lab.bench.gpu_gates as module
-from moe_lab.bench.gpu_gates import (
-    SHAPES,
-    Problem,
-    Shape,
-    block_choices,
-    cases,
-    error,
-    main,
-    measure,
-    measure_parts,
-    tune,
-)
+from moe_lab.bench import gpu_gates_parts
+from moe_lab.bench.gpu_gates import GatesBench, gates_tables, main
+from moe_lab.bench.gpu_gates_cases import cases, choose, measure
+from moe_lab.bench.gpu_gates_parts import block_choices, measure_parts, tune
+from moe_lab.bench.gpu_gates_problem import SHAPES, Problem, Shape, error
 from moe_lab.experts import kernels
 from moe_lab.gates import comet_kernels
 
@@ -80,19 +72,24 @@ def test_errors_are_relative_and_a_wrong_gradient_shows():
 
 
 @needs_no_triton
-def test_rows_name_their_case_and_a_case_that_fails_costs_only_itself(monkeypatch):
-    def broken(problem, compiled):
-        return cases(problem, compiled) | {"broken": lambda: 1 / 0}
-
-    monkeypatch.setattr(module, "cases", broken)
-    rows = {row["case"]: row for row in measure(Problem(TINY, "cpu"), rounds=1, n_steps=2, compiled=False)}
+def test_rows_name_their_case_and_a_case_that_fails_costs_only_itself():
+    problem = Problem(TINY, "cpu")
+    prepared = choose(problem, compiled=False) | {"broken": lambda: 1 / 0}
+    rows = {row["case"]: row for row in measure(problem, prepared, rounds=1, n_steps=2)}
     assert "ZeroDivisionError" in rows["broken"]["failed"] and "ms" not in rows["broken"]
     assert "Triton cannot run" in rows["COMET, kernels"]["failed"]
     assert rows["top-k"]["of_topk"] == 1 and rows["top-k"]["error"] is None
     assert rows["COMET"]["of_topk"] == pytest.approx(rows["COMET"]["ms"] / rows["top-k"]["ms"])
     assert rows["COMET"]["error"] < 2e-2
+
+
+def test_cases_are_chosen_by_name():
+    problem = Problem(TINY, "cpu")
+    assert list(choose(problem, only=["COMET", "top-k"])) == ["top-k", "COMET"]
+    assert "COMET, compiled" in choose(problem) and "COMET, compiled" not in choose(problem, compiled=False)
+    assert set(choose(problem)) == set(cases(problem))
     with pytest.raises(ValueError, match="unknown case 'topk'; did you mean 'top-k'"):
-        measure(Problem(TINY, "cpu"), only=["topk"], compiled=False)
+        choose(problem, only=["topk"])
 
 
 def test_block_shapes_to_try_are_distinct():
@@ -104,19 +101,20 @@ def test_block_shapes_to_try_are_distinct():
 
 @needs_no_triton
 def test_without_triton_there_is_nothing_to_tune_and_no_part_to_time():
-    before = dict(comet_kernels.BLOCKS)
+    before = dict(comet_kernels.WHOLE_BLOCKS)
     assert tune(Problem(TINY, "cpu")) == {} and measure_parts(Problem(TINY, "cpu")) == []
-    assert before == comet_kernels.BLOCKS
+    assert before == comet_kernels.WHOLE_BLOCKS
 
 
 @pytest.mark.skipif(not kernels.usable(torch.empty(1)), reason="needs Triton and TRITON_INTERPRET=1")
 def test_with_triton_the_kernels_are_right_timed_and_tuned(monkeypatch):
-    monkeypatch.setattr(module, "block_choices", lambda n_experts: [comet_kernels.TreeBlocks(1, 2)])
-    monkeypatch.setattr(comet_kernels, "BLOCKS", dict(comet_kernels.BLOCKS))
+    monkeypatch.setattr(gpu_gates_parts, "block_choices", lambda n_experts: [comet_kernels.TreeBlocks(1, 2)])
+    monkeypatch.setattr(comet_kernels, "WHOLE_BLOCKS", dict(comet_kernels.WHOLE_BLOCKS))
+    others = dict(comet_kernels.BLOCKS)
     problem = Problem(TINY, "cpu")
     assert tune(problem, n_steps=2).keys() == {"forward", "backward"}
-    assert comet_kernels.BLOCKS["forward"] == comet_kernels.TreeBlocks(1, 2)
-    rows = measure(problem, rounds=1, n_steps=2, compiled=False, only=["COMET, kernels"])
+    assert comet_kernels.WHOLE_BLOCKS["forward"] == comet_kernels.TreeBlocks(1, 2) and others == comet_kernels.BLOCKS
+    rows = measure(problem, choose(problem, only=["COMET, kernels"]), rounds=1, n_steps=2)
     assert rows[0]["error"] < 1e-2 and rows[0]["ms"] > 0
     assert len(measure_parts(problem, rounds=1, n_steps=2)) == 7
 
@@ -128,16 +126,34 @@ def test_the_command_prints_tables_and_writes_what_it_printed(tmp_path, capsys):
     main([*sizes, *frame, "--cases", "top-k", "COMET", "--json", str(path)])
     report = json.loads(path.read_text())
     assert report["environment"]["torch"] == torch.__version__ and "gpu_gates --tokens 24" in report["command"]
-    assert [table["sharpness"] for table in report["tables"]] == [1, 50]
-    assert [row["case"] for row in report["tables"][0]["cases"]] == ["top-k", "COMET"]
+    assert [table["table"] for table in report["tables"]] == ["gates", "gates"]
+    assert [[row["sharpness"] for row in table["rows"]] for table in report["tables"]] == [[1, 1], [50, 50]]
+    assert [row["case"] for row in report["tables"][0]["rows"]] == ["top-k", "COMET"]
     assert "of_topk" in capsys.readouterr().out
 
 
-def test_bad_sizes_are_refused(capsys):
+@needs_no_triton
+def test_tables_come_one_by_one_and_an_unknown_case_is_noticed_before_anything_is_tuned(monkeypatch):
+    frame = {"compiled": False, "tune": True, "parts": True, "rounds": 1, "steps": 2}
+    config = GatesBench(shapes=(TINY,), cases=("top-k",), parameters="float32", **frame)
+    found = list(gates_tables(config, torch.device("cpu")))
+    assert [name for name, _ in found] == ["gates_tuned", "gates", "gates_parts"] * 2
+    assert found[0][1] == found[2][1] == [] and found[4][1][0]["sharpness"] == 100
+    monkeypatch.setattr("moe_lab.bench.gpu_gates.tune", None)  # would raise if it were called
+    with pytest.raises(ValueError, match="did you mean 'top-k'"):
+        next(gates_tables(dataclasses.replace(config, cases=("topk",)), torch.device("cpu")))
+
+
+def test_bad_arguments_are_refused(capsys):
     with pytest.raises(ValueError, match="k from 2"):
         Shape(8, 8, 4, 1)
-    for arguments in (["--tokens", "8"], ["--tokens", "8", "--width", "8", "--experts", "2", "--k", "3"]):
+    with pytest.raises(ValueError, match="did you mean 'bfloat16'"):
+        GatesBench(parameters="bfloat")
+    for arguments, message in (
+        (["--tokens", "8"], "give all of --tokens --width --experts --k"),
+        (["--tokens", "8", "--width", "8", "--experts", "2", "--k", "3"], "k from 2"),
+        (["--rounds", "1", "--steps", "1"], "two timed steps"),
+    ):
         with pytest.raises(SystemExit):
-            main(arguments)
-    printed = capsys.readouterr().err
-    assert "give all of --tokens" in printed and "k from 2" in printed
+            main(["--device", "cpu", *arguments])
+        assert message in capsys.readouterr().err

@@ -52,10 +52,13 @@ def fake(tmp_path, monkeypatch):
 
 @pytest.mark.skipif("scattermoe" in sys.modules, reason="the real one is loaded")
 @pytest.mark.parametrize("k", [1, 2])
-def test_a_package_of_these_signatures_computes_our_layer_in_outputs_and_all_gradients(fake, k):
+def test_a_package_of_these_signatures_computes_our_layer_in_outputs_and_all_gradients(fake, k, monkeypatch):
     gpu_scattermoe.add_path(fake)
     assert gpu_scattermoe.version() == "unknown"
     problem = Problem(Shape(24, 8, 16, 4, k), "cpu", torch.float32)
+    monkeypatch.setattr(gpu_scattermoe, "usable", lambda x: False)  # of the real one: all of it runs in Triton
+    assert "ScatterMoE" not in moe_cases(problem, compiled=False)
+    monkeypatch.setattr(gpu_scattermoe, "usable", lambda x: True)
     cases = moe_cases(problem, compiled=False)
     assert error(problem, cases["ScatterMoE"].prepare()(), expected(problem)) < 1e-5
     assert "ScatterMoE" not in moe_cases(Problem(Shape(24, 8, 16, 4, k), "cpu", bias=True), compiled=False)
@@ -67,6 +70,7 @@ def test_a_folder_without_the_package_is_refused(tmp_path):
     assert str(tmp_path) not in sys.path
 
 
-def test_without_the_package_there_is_no_such_case():
-    if gpu_scattermoe.version() is None:
-        assert "ScatterMoE" not in moe_cases(Problem(Shape(24, 8, 16, 4, 2), "cpu"), compiled=False)
+def test_without_the_package_there_is_no_such_case(monkeypatch):
+    monkeypatch.setattr(gpu_scattermoe, "usable", lambda x: True)
+    monkeypatch.setattr(gpu_scattermoe, "version", lambda: None)
+    assert "ScatterMoE" not in moe_cases(Problem(Shape(24, 8, 16, 4, 2), "cpu"), compiled=False)

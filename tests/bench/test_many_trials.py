@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import pytest
 
@@ -35,6 +36,12 @@ def test_trials_are_those_of_random_search():
     trials = config.trials("comet")
     assert [trial.seed for trial in trials] == [0, 1, 2, 3]
     assert len({trial.learning_rate for trial in trials}) == 4
+
+
+def test_without_optuna_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(ModuleNotFoundError, match="pip install optuna"):
+        ManyTrialsBench("quick", ("comet",), side_by_side=1, alone=1, changes=TINY).trials("comet")
 
 
 @pytest.mark.parametrize(
