@@ -110,7 +110,8 @@ def _gates(config: GpuBenchConfig, device: torch.device) -> Tables:
 
 
 def _exits(config: GpuBenchConfig, device: torch.device) -> Tables:
-    from moe_lab.bench.gpu_exits import TINY, PlantedNetwork, Size, measure
+    from moe_lab.bench.gpu_exits import measure
+    from moe_lab.bench.gpu_exits_planted import TINY, PlantedNetwork, Size
 
     bench = config.exits
     planted = PlantedNetwork(TINY if bench.tiny else Size(), bench.ratio, device, bench.torch_dtype, bench.seed)

@@ -4,24 +4,22 @@
     python -m moe_lab.bench.gpu_exits --tune                  # also: each threshold of taking rows out
     python -m moe_lab.bench.gpu_exits --device cpu            # a dry run with a tiny network
 
-Nothing is trained. Each image carries the exit where it shall leave: the stem writes it into the first feature of the
-class token (a 1 and a 0 into the next two), which no block changes, and the gate behind block l opens for images whose
-number is at most l. What is written is far from every threshold, so that the exits are the same in bfloat16 and
-whatever the order of sums. Blocks, tokens and the other nine classes are random. Exits are drawn from shares
-proportional to rho^k, with the rho that gives the wanted ratio of multiply-adds, and the images that are timed are not
-those that `FastPredictor` learns from.
+The network and its images are planted: `gpu_exits_planted`. Images that are timed are not those that
+`FastPredictor` learns from.
 
     full, ...        the network without exits: one head, no gate
     masked           every block, every head, every gate, then the decision (`predict_masked`)
     plain            `predict`: waits for the device and takes rows out at every exit
     fast, ...        `FastPredictor`
 
-"graph": a CUDA graph; "compiled": through `torch.compile`. Every call is timed by the clock on the wall from its start
-until the device has finished; a step is several calls with other images; cases take turns and medians are shown.
-``speed_up``: over the fastest full network. ``reached``: that divided by the ratio of multiply-adds of these images.
-``again``: samples per call for which the plan had no room. Before anything is timed, each case's answers are compared
-with `predict_masked` (the full network's own with its eager form): ``other_exits`` and ``other_labels`` are shares,
-``difference`` the largest of a probability; a case that differs by more than rounding is not timed.
+"in time": rows leave before the next block, never one block late; "graph": a CUDA graph; "compiled": through
+`torch.compile`. Every call is timed by the clock on the wall from its start until the device has finished; a step is
+several calls with other images; cases take turns and medians are shown. ``speed_up``: over the fastest full network.
+``reached``: that divided by the ratio of multiply-adds of these images. ``again``: samples per call for which the plan
+had no room. Before anything is timed, each case's answers are compared with `predict_masked` (the full network's own
+with its eager form): ``other_exits`` and ``other_labels`` are shares, ``difference`` the largest of a probability; a
+case that differs by more than rounding is not timed. A case that fails costs only itself, unless it leaves the device
+unusable: then what was measured is written, and the command ends.
 """
 
 from __future__ import annotations
@@ -29,135 +27,44 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from moe_lab.bench.device import captured, circumstances
+from moe_lab.bench.gpu_exits_planted import TINY, PlantedNetwork, Size
 from moe_lab.bench.tables import render_all
 from moe_lab.bench.timing import take_turns
-from moe_lab.exits import ExitGates, MultiExitNetwork, Prediction, exit_costs
+from moe_lab.exits import Prediction
 from moe_lab.exits.fast_predict import THRESHOLDS, FastPredictor
 from moe_lab.exits.plan import plan_rows
-from moe_lab.exits.policies import geometric_shares
-from moe_lab.models.vit import VisionTransformer
 from moe_lab.names import check_name
 from moe_lab.runtime import pick_device
 
 Answer = Callable[[Tensor], Tensor | Prediction]
 
-_SURE = 64.0  # class 0's logit per exit that an image has still to go, before the norm
 _MOST_OTHER_EXITS, _MOST_DIFFERENCE = 0.002, 0.05  # what bfloat16 may do; wrong rows differ by more
 
 
-@dataclass(frozen=True)
-class Size:
-    """Of a vision transformer with an exit behind every block, see `VisionTransformer`."""
+class DeviceLost(RuntimeError):
+    """The device answers nothing more in this process; ``rows``: what was found of each case until then."""
 
-    layers: int = 8
-    width: int = 256
-    side: int = 32
-    patch: int = 4
-    heads: int = 4
-    n_classes: int = 10
-
-    def __post_init__(self) -> None:
-        if self.layers < 2 or self.n_classes < 3 or self.width < 16:
-            raise ValueError(f"planted exits need at least 2 layers, 3 classes and width 16, got {self}")
+    def __init__(self, rows: list[dict], reason: object):
+        super().__init__(f"the device is lost to this process, nothing more can be measured: {reason}")
+        self.rows = rows
 
 
-TINY = Size(layers=4, width=32, side=8)  # for a dry run
-
-
-class PlantedStem(nn.Module):
-    """The stem; then the image's first pixel, 1 and 0 take the place of the class token's first three features."""
-
-    def __init__(self, stem: nn.Module):
-        super().__init__()
-        self.stem = stem
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, S, D)."""
-        h = self.stem(x)
-        h[:, 0, 0] = x[:, 0, 0, 0].to(h.dtype)
-        h[:, 0, 1] = 1.0
-        h[:, 0, 2] = 0.0
-        return h
-
-
-def rho_of(ratio: float, costs: Tensor) -> float:
-    """rho for which shares of `geometric_shares` cost 1 / ratio of the whole network; by bisection.
-
-    Raises:
-        ValueError: a ratio that no rho gives.
-    """
-    low, high = 1e-6, 1e6  # all at the first exit, all at the last
-    for _ in range(200):
-        middle = (low * high) ** 0.5
-        spent = float((geometric_shares(middle, len(costs)) * costs).sum())
-        low, high = (middle, high) if spent < 1 / ratio else (low, middle)
-    if abs(spent * ratio - 1) > 1e-3:
-        raise ValueError(f"no distribution of exits gives the ratio {ratio}: it is between 1 and {1 / costs[0]:.3g}")
-    return middle
-
-
-class PlantedNetwork:
-    """See the module's text.
-
-    Args:
-        size: of the network.
-        ratio: wanted multiply-adds of the whole network / mean spent.
-        device, dtype: of blocks and heads; gates and costs stay as exact as they are.
-        seed: of weights.
-
-    Attributes:
-        network: a `MultiExitNetwork`, exit model "direct".
-        full: stem, blocks and last head.
-        shares: (L,) of the exits.
-    """
-
-    def __init__(self, size: Size, ratio: float, device: torch.device | str, dtype: torch.dtype, seed: int = 0):
-        torch.manual_seed(seed)
-        sizes = {"side": size.side, "patch": size.patch, "width": size.width, "heads": size.heads}
-        body = VisionTransformer(channels=1, n_classes=size.n_classes, layers=size.layers, **sizes).eval()
-        heads = body.exit_heads([nn.Linear(size.width, size.n_classes) for _ in range(size.layers - 1)])
-        stem, gates = PlantedStem(body.stem), ExitGates(size.layers - 1)
-        with torch.no_grad():
-            for block in body.blocks:
-                for linear in (block.attention.out, block.feed_forward.layers[-1]):
-                    linear.weight[:3], linear.bias[:3] = 0, 0  # the planted features pass unchanged
-            for index, head in enumerate(heads):
-                head[-1].weight[:, :3] = 0
-                head[-1].weight[0] = 0
-                # Sure of class 0 as long as the image has to go further, torn between the others from then on. The
-                # weights add up to 0: what the norm subtracts from all features does not count.
-                head[-1].weight[0, :3] = _SURE * torch.tensor([1.0, -index - 0.5, index - 0.5])
-            gates.weight.copy_(torch.tensor([-100.0, 0, 0, 0]).expand_as(gates.weight))
-            gates.bias.fill_(80.0)
-        example = torch.zeros(1, 1, size.side, size.side)
-        costs = exit_costs(body.blocks, heads, example, size.n_classes, stem=stem)
-        self.shares = geometric_shares(rho_of(ratio, costs / costs[-1]), size.layers)
-        pieces = nn.ModuleList([stem, *body.blocks, *heads]).to(device, dtype)
-        network = MultiExitNetwork(list(pieces[1 : size.layers + 1]), list(pieces[size.layers + 1 :]), gates, stem=stem)
-        network.register_buffer("costs", costs / costs[-1])
-        self.network = network.eval()
-        network.gates.to(device)
-        network.costs = network.costs.to(device)
-        self.full = nn.Sequential(stem, *body.blocks, heads[-1]).eval()
-        self.side, self.device, self.dtype = size.side, device, dtype
-
-    def images(self, n: int, seed: int) -> tuple[Tensor, Tensor]:
-        """(n, 1, side, side) images with exits drawn from the shares, and these, (n,) int64 on the CPU."""
-        generator = torch.Generator().manual_seed(seed)
-        exits = torch.multinomial(self.shares, n, replacement=True, generator=generator)
-        x = torch.randn(n, 1, self.side, self.side, generator=generator)
-        x[:, 0, 0, 0] = exits.float()
-        return x.to(self.device, self.dtype), exits
+def _check_alive(device: torch.device, rows: list[dict], reason: object) -> None:
+    try:
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+    except Exception:  # a device assertion poisons the process
+        raise DeviceLost(rows, reason) from None
 
 
 def _graphed(function: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[Tensor], Tensor]:
@@ -202,11 +109,13 @@ def cases(
     found["fast, eager"] = lambda: fast(graphs=False)
     if on_cuda:
         found["fast, graph"] = fast
-        found["fast, graph, torch only"] = lambda: fast(fused=False)
+        found["fast, graph, in time"] = lambda: fast(late=False)
     if compiled:
         found["fast, compiled"] = lambda: fast(compiled=True, graphs=False)
     if compiled and on_cuda:
         found["fast, compiled, graph"] = lambda: fast(compiled=True)
+    if on_cuda:
+        found["fast, graph, torch only"] = lambda: fast(fused=False)
     return found
 
 
@@ -239,6 +148,21 @@ def _synchronised(answer: Answer, batches: Sequence[Tensor]) -> Callable[[], Non
                 torch.cuda.synchronize()
 
     return step
+
+
+def _guarded(step: Callable[[], None], name: str, rows: dict[str, dict], batches: Sequence[Tensor]) -> Callable:
+    """The step; once it has failed, which its row then tells, nothing."""
+
+    def guarded() -> None:
+        if "failed" in rows[name]:
+            return
+        try:
+            step()
+        except Exception as problem:
+            rows[name]["failed"] = f"{type(problem).__name__}: {problem}"[:500]
+            _check_alive(batches[0].device, list(rows.values()), f"{name}, {rows[name]['failed']}")
+
+    return guarded
 
 
 def measure(
@@ -290,12 +214,15 @@ def measure(
                 ready[name] = answer
             except Exception as problem:  # a case that cannot run must not cost the others their turn on a lent GPU
                 row["failed"] = f"{type(problem).__name__}: {problem}"[:500]
+                _check_alive(batches[0].device, list(rows.values()), f"{name}, {row['failed']}")
         for answer in ready.values():
             if isinstance(answer, FastPredictor):
                 answer.answered_again = 0
-        steps = {name: _synchronised(answer, batches) for name, answer in ready.items()}
+        steps = {name: _guarded(_synchronised(answer, batches), name, rows, batches) for name, answer in ready.items()}
         timings = take_turns(steps, rounds=rounds, steps=n_steps, warm_up=2)
     for name, timing in timings.items():
+        if "failed" in rows[name]:
+            continue
         first, third = timing.quartiles
         times = {"ms": timing.median, "ms_q1": first, "ms_q3": third}
         rows[name] |= {key: 1e3 * seconds / len(batches) for key, seconds in times.items()}
@@ -322,8 +249,13 @@ def tune(planted: PlantedNetwork, batch: int, *, compiled: bool = True, **frame)
     known = cases(planted, example, example[:batch], compiled=compiled)
     prepared = {name: prepare for name, prepare in known.items() if name.startswith("full")}
     ways = {"fast, graph": {}} if on_cuda else {"fast, eager": {"graphs": False}}
+    if on_cuda:
+        ways["fast, graph, late"] = {"late": True}
     if compiled and on_cuda:
-        ways["fast, compiled, graph"] = {"compiled": True}
+        ways |= {
+            "fast, compiled, graph": {"compiled": True},
+            "fast, compiled, graph, late": {"compiled": True, "late": True},
+        }
     plans, shares = set(), FastPredictor(planted.network, example, graphs=False).shares
     for threshold in THRESHOLDS:
         prepared[f"plain, {threshold}"] = lambda threshold=threshold: (
@@ -385,12 +317,18 @@ def main(arguments: Sequence[str] | None = None) -> dict:
     print(command, report["environment"], size, sep="\n")
     frame = {"rounds": given.rounds, "n_steps": given.steps, "compiled": not given.no_compile}
     for batch in batches:
-        table = {"batch": batch, "cases": measure(planted, batch, only=given.cases, **frame)}
+        table, lost = {"batch": batch}, None
         report["tables"].append(table)
-        if given.tune:
-            table["tune"] = tune(planted, batch, **frame)
-        for rows in (table["cases"], table.get("tune")):
-            if rows is not None:
+        try:
+            table["cases"] = measure(planted, batch, only=given.cases, **frame)
+            if given.tune:
+                table["tune"] = tune(planted, batch, **frame)
+        except DeviceLost as problem:
+            lost = problem
+            table["tune" if "cases" in table else "cases"] = problem.rows
+            report["lost"] = str(problem)
+        for rows in (table.get("cases"), table.get("tune")):
+            if rows:
                 print(render_all([{k: v for k, v in row.items() if k not in _HIDDEN} for row in rows]), flush=True)
         for row in table["cases"]:
             if "plan" in row:
@@ -398,8 +336,16 @@ def main(arguments: Sequence[str] | None = None) -> dict:
         if given.json:  # after each batch size: what was measured survives a time limit
             given.json.parent.mkdir(parents=True, exist_ok=True)
             given.json.write_text(json.dumps(report, indent=1))
+        if lost:
+            print(lost, file=sys.stderr, flush=True)
+            sys.exit(1)
     return report
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except SystemExit as end:
+        if end.code != 1:
+            raise
+        os._exit(1)  # the device is lost: to free its memory on the way out would end in an abort

@@ -5,6 +5,8 @@ Legend: N samples, L exits, K classes. `fast_predict` chooses the steps, this fi
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -52,17 +54,32 @@ class Head(Stem):
 
 
 class Run:
-    """One batch in steps that can be captured: nothing in them waits for the device."""
+    """One batch in steps that can be captured: nothing in them waits for the device.
 
-    def __init__(self, parts: Parts, rows: tuple[int, ...], side: torch.cuda.Stream | None = None):
-        self.parts, self.rows, self.side = parts, rows, side
+    Args:
+        parts: what runs.
+        rows: L numbers, of `plan.plan_rows`.
+        side: a stream for what the blocks need not wait for; None: everything in one row.
+        late: take rows out one block after they have left. The exit before is then done already, beside the block,
+            instead of between two blocks.
+
+    With a side stream: what one stream made and the other reads must live until they have met, or its memory is used
+    again too early (the allocator knows one stream per tensor). ``beside`` keeps what blocks returned; `Inside` changes
+    its state in place.
+    """
+
+    def __init__(self, parts: Parts, rows: tuple[int, ...], side: torch.cuda.Stream | None = None, late: bool = False):
+        self.parts, self.rows, self.side, self.late = parts, rows, side, late
         self.n_inside: list[Tensor] = []
         self.writes = False  # a block writes over what it gets
-        self.beside: list[Tensor] = []  # what the other stream still reads: its memory must not be used again
+        self.beside: list[Tensor] = []  # what the other stream still reads
+        self.apart = False  # the side stream has work that the main one has not waited for
 
     def begin(self, x: Tensor, count: Tensor) -> None:
-        parts = self.parts
-        self.state = Inside(len(x), count, parts.n_classes, parts.network.gates, parts.network.model, parts.fused)
+        parts, network = self.parts, self.parts.network
+        with self._aside():  # nobody needs it before the first exit
+            kinds = (parts.n_classes, network.gates, network.model, parts.fused, network.costs)
+            self.state = Inside(len(x), count, *kinds)
         self.kept = parts.kept | {x.untyped_storage().data_ptr()}
         self.n_inside.clear()
         self.h = parts.stem(x)
@@ -72,34 +89,52 @@ class Run:
         given, version = self.h, self.h._version
         self.h = self.parts.blocks[index](given)
         self.writes |= given._version != version
-        shrinks = not last and self.rows[index + 1] < self.rows[index]
-        if self.side is None or shrinks or last:
+        shrinks = self._shrinks(index)
+        if shrinks and self.late:
+            self._close_up(index)
+        if last or (shrinks and not self.late):
             self._join()
             self._exit(index, last)
         else:
-            self.side.wait_stream(torch.cuda.current_stream())
-            self.beside.append(self.h)
-            with torch.cuda.stream(self.side):
+            self.beside += [] if self.side is None else [self.h]
+            with self._aside():
                 self._exit(index, last)
-        if shrinks:
-            may_write = self.h.untyped_storage().data_ptr() not in self.kept
-            self.h = self.state.close_up(self.h, self.rows[index + 1], may_write)
+                if self.late and self._shrinks(index + 1):
+                    self.state.prepare(self.rows[index + 2])
+        if shrinks and not self.late:
+            self._close_up(index)
+
+    def _shrinks(self, index: int) -> bool:
+        return index < len(self.rows) - 1 and self.rows[index + 1] < self.rows[index]
 
     def _exit(self, index: int, last: bool) -> None:
         logits = read_logits(self.parts.heads[index], self.h, index)
         check_classes(logits, self.parts.n_classes, index)
         self.state.leave(logits, index, last)
 
+    def _close_up(self, index: int) -> None:
+        self._join()
+        may_write = self.h.untyped_storage().data_ptr() not in self.kept
+        self.h = self.state.close_up(self.h, self.rows[index + 1], may_write)
+
+    @contextmanager
+    def _aside(self) -> Iterator[None]:
+        if self.side is None:
+            yield
+            return
+        self.side.wait_stream(torch.cuda.current_stream())
+        self.apart = True
+        with torch.cuda.stream(self.side):
+            yield
+
     def _join(self) -> None:
-        if self.beside:
+        if self.apart:
             torch.cuda.current_stream().wait_stream(self.side)
-            self.beside.clear()
+            self.apart = False
+        self.beside.clear()
 
     def look(self) -> None:
         self.n_inside.append((self.state.samples >= 0).sum())
-
-    def finish(self) -> None:
-        self.probabilities = self.state.finish()
 
     def everything(self, x: Tensor, count: Tensor, stops: bool) -> int:
         """All steps; the number of blocks that ran."""
@@ -110,18 +145,18 @@ class Run:
                 self.look()
                 if not self.n_inside[-1].item():
                     break
-        self.finish()
         return index + 1
 
 
 class Graphs:
-    """A `Run` as CUDA graphs: one, or with ``stops`` one per block and one for the end."""
+    """A `Run` as CUDA graphs: one, or with ``stops`` one per block."""
 
     def __init__(self, run: Run, x: Tensor, stops: bool):
         n_blocks = len(run.rows)
         self.run, self.stops, self.x, self.filled = run, stops, x.clone(), len(x)
         self.count = torch.full((), len(x), dtype=torch.int64, device=x.device)
         self.inside = torch.zeros(n_blocks, dtype=torch.int64, pin_memory=x.is_cuda)
+        self.heard = torch.zeros(2, pin_memory=x.is_cuda)
         self.events = [torch.cuda.Event() for _ in range(n_blocks)]
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
@@ -130,31 +165,28 @@ class Graphs:
                 run.everything(self.x, self.count, False)
                 run.look()
         torch.cuda.current_stream().wait_stream(stream)
-        groups = [[index] for index in range(n_blocks)] if stops else [list(range(n_blocks))]
         pool, self.graphs = torch.cuda.graph_pool_handle(), []
-        for group in [*groups, []] if stops else groups:
+        for group in [[index] for index in range(n_blocks)] if stops else [range(n_blocks)]:
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=pool):
-                if group and group[0] == 0:
+                if group[0] == 0:
                     run.begin(self.x, self.count)
                 for index in group:
                     run.layer(index)
-                if stops and group:
+                if stops:
                     run.look()
-                if not group or not stops:
-                    run.finish()
             self.graphs.append(graph)
 
     def __call__(self, x: Tensor) -> int:
         """Answers are then in the run's tensors, until the next call; the number of blocks that ran."""
-        self.x[: len(x)].copy_(x)
+        (self.x if len(x) == len(self.x) else self.x[: len(x)]).copy_(x)
         if len(x) != self.filled:
             self.count.fill_(len(x))
             self.filled = len(x)
         if not self.stops:
             self.graphs[0].replay()
             return len(self.run.rows)
-        for index, graph in enumerate(self.graphs[:-1]):
+        for index, graph in enumerate(self.graphs):
             graph.replay()
             self.inside[index].copy_(self.run.n_inside[index], non_blocking=True)
             self.events[index].record()
@@ -162,5 +194,10 @@ class Graphs:
                 self.events[index - 1].synchronize()
                 if not self.inside[index - 1]:
                     break
-        self.graphs[-1].replay()
         return index + 1
+
+    def checks(self) -> list[float]:
+        """`Inside.checks`, after a wait for the device; through memory that it can write to by itself."""
+        self.heard.copy_(self.run.state.checks, non_blocking=True)
+        torch.cuda.current_stream().synchronize()
+        return self.heard.tolist()

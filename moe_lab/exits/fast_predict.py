@@ -7,8 +7,9 @@ twenty operations of a few microseconds; and for few samples starting a block ta
 
 * nobody waits: how many rows each block gets is planned from the shares of samples that stayed inside before (`plan`).
   For the few batches in which more stay than there is room, those samples are answered again by `predict`;
-* an exit is two kernels (`kernels`), and moves only rows that must fill a gap;
-* so a whole batch is one CUDA graph per batch size. Exits after which nothing is moved run beside the next block;
+* an exit is one kernel behind its head (`kernels`), and two that move only rows that must fill a gap;
+* so a whole batch is one CUDA graph per batch size. Exits after which nothing is moved run beside the next block, and
+  rows may be moved one block late, so that all exits do (`captured.Run`);
 * a few samples may all leave early: then each block is a graph of its own, and the host, one block behind the device,
   stops when nobody is left.
 
@@ -22,6 +23,7 @@ parameters and buffers: rows are moved in place.
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 import time
 import warnings
@@ -39,6 +41,7 @@ from moe_lab.modes import evaluating
 
 THRESHOLDS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)  # of compact_from, tried by "auto"
 FEW = 16  # samples that may all have left long before the last block: it pays to look
+MANY = 1024  # samples for which a block takes so long that an exit between two blocks does not count
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class Plan:
         rows: L numbers: rows of each block.
         compact_from: from which ``rows`` was made.
         stops: look whether anybody is left, after each block.
+        late: rows are taken out one block after they have left.
         graph: CUDA graphs are replayed; else operations are started one by one.
         ms: median wall time when it was chosen; None: not measured.
     """
@@ -58,6 +62,7 @@ class Plan:
     stops: bool
     graph: bool
     ms: float | None = None
+    late: bool = False
 
 
 def _can_capture(device: torch.device) -> bool:
@@ -78,6 +83,8 @@ class FastPredictor:
             it, a larger one is cut; what is far below goes to `predict`.
         compact_from: least share of rows to be taken out at once, see `plan.plan_rows`; "auto": the fastest of
             `THRESHOLDS` on batches of ``example`` (with CUDA graphs; else 0.02).
+        late: take rows out one block after they have left, so that no exit stands between two blocks; "auto": what is
+            faster where ``compact_from`` is "auto" too and batches have at most `MANY` samples; else False.
         spread: standard deviations of room, see `plan`.
         compiled: stem, blocks and heads through `torch.compile`.
         graphs: False: no CUDA graphs, which also keep memory for each batch size; also on a CPU.
@@ -103,6 +110,7 @@ class FastPredictor:
         *,
         batch_sizes: Iterable[int] = (),
         compact_from: float | str = "auto",
+        late: bool | str = "auto",
         spread: float = 3.0,
         compiled: bool = False,
         graphs: bool = True,
@@ -115,12 +123,14 @@ class FastPredictor:
             raise ValueError("the example holds no sample: how many stay inside how long is learned from it")
         if isinstance(compact_from, str) and compact_from != "auto":
             raise ValueError(f"compact_from is a share, in [0, 1], or 'auto'; got {compact_from!r}")
+        if late not in (True, False, "auto"):
+            raise ValueError(f"late is True, False or 'auto'; got {late!r}")
         check_device(example, network)
         found = [network.predict(part) for part in example.split(max(sizes, default=256))]
         self.network, self.spread, self._kind = network, spread, (example.shape[1:], example.dtype)
         self.shares = shares_inside(torch.cat([part.exits for part in found]), len(network.blocks))
         self._on_cpu, self._wants_graphs = not _can_capture(example.device), graphs
-        self._auto = compact_from == "auto"
+        self._auto, self._late = compact_from == "auto", late
         self._threshold = 0.02 if self._auto else float(compact_from)
         plan_rows(self.shares, 1, self._threshold, spread)  # is everything in its range?
         owned = [tensor for tensor in (*network.parameters(), *network.buffers()) if tensor.numel()]
@@ -131,6 +141,7 @@ class FastPredictor:
             stem = torch.compile(Stem(stem))
             blocks = [torch.compile(Block(block)) for block in blocks]
             heads = [torch.compile(Head(head)) for head in heads]
+        self._side: torch.cuda.Stream | None = None  # one for all: the device has few, and two of them may be one
         self._parts = Parts(network, stem, blocks, heads, found[0].probabilities.shape[1], fused, kept)
         self._graphs: dict[int, Graphs] = {}
         self.plans: dict[int, Plan] = {}
@@ -145,19 +156,14 @@ class FastPredictor:
         places = torch.rand(5, max(n, len(example)), generator=generator).argsort(1)[:, :n] % len(example)
         batches = [example.index_select(0, some.to(example.device)) for some in places]
         measures = graph and self._auto
-        candidates: dict[tuple, Plan] = {}
-        for threshold in THRESHOLDS if measures else (self._threshold,):
-            rows = plan_rows(self.shares, n, threshold, self.spread)
-            for stops in (False, True) if measures and n <= FEW else (n <= FEW or self._on_cpu,):
-                candidates.setdefault((rows, stops), Plan(rows, threshold, stops, graph))
         self.tried[n] = []
-        for plan in candidates.values():
+        for plan in self._candidates(n, measures, graph):
             graphs = self._capture(plan, batches[0]) if graph else None
             if graph and graphs is None:  # another plan would fail for the same reason
-                self.plans[n] = Plan(plan.rows, plan.compact_from, False, False)
+                self.plans[n] = dataclasses.replace(plan, stops=False, graph=False)
                 return
             if measures:
-                plan = Plan(plan.rows, plan.compact_from, plan.stops, True, self._milliseconds(graphs, batches))
+                plan = dataclasses.replace(plan, ms=self._milliseconds(graphs, batches))
                 self.tried[n].append(plan)
             best = self.plans.get(n)
             if best is None or (plan.ms is not None and plan.ms < best.ms):
@@ -166,14 +172,34 @@ class FastPredictor:
                     self._graphs[n] = graphs
         self.answered_again = 0
 
+    def _candidates(self, n: int, measures: bool, graph: bool) -> list[Plan]:
+        """Plans of other rows or another order, to be measured; one if nothing is."""
+        found: dict[tuple, Plan] = {}
+        for threshold in THRESHOLDS if measures else (self._threshold,):
+            for late in (False, True) if measures and FEW < n <= MANY else (False,):
+                late = late if self._late == "auto" else self._late
+                rows = self._rows(n, threshold, late)
+                for stops in (False, True) if measures and n <= FEW else (n <= FEW or self._on_cpu,):
+                    same = rows, stops, late and len(set(rows)) > 1
+                    found.setdefault(same, Plan(rows, threshold, stops, graph, late=same[2]))
+        return list(found.values())
+
+    def _rows(self, n: int, threshold: float, late: bool) -> tuple[int, ...]:
+        shares = (1.0, *self.shares[:-1]) if late else self.shares
+        return plan_rows(shares, n, threshold, self.spread)
+
     def _capture(self, plan: Plan, x: Tensor) -> Graphs | None:
         with torch.inference_mode(False), evaluating(self.network):
-            x, trial = x.clone(), Run(self._parts, plan.rows)
+            x, trial = x.clone(), Run(self._parts, plan.rows, late=plan.late)
             trial.everything(x, torch.full((), len(x), device=x.device), False)  # a block's own errors are raised here
             alone = plan.stops or trial.writes  # a head must have read before the next block writes
             try:
-                return Graphs(Run(self._parts, plan.rows, None if alone else torch.cuda.Stream()), x, plan.stops)
+                if self._side is None:
+                    self._side = torch.cuda.Stream()
+                return Graphs(Run(self._parts, plan.rows, None if alone else self._side, plan.late), x, plan.stops)
             except Exception as problem:  # whatever a block does that a graph cannot: operations one by one still can
+                if x.is_cuda:
+                    torch.cuda.synchronize()  # raises where the device is lost: then nothing can run
                 reason = f"{type(problem).__name__}: {problem}"[:300]
                 warnings.warn(
                     f"no CUDA graph for batches of {len(x)}, operations start one by one: {reason}", stacklevel=2
@@ -186,7 +212,7 @@ class FastPredictor:
         for x in batches * 5:
             torch.cuda.synchronize()
             start = time.perf_counter()
-            self._read(graphs.run, x, graphs(x), captured=True)
+            self._read(graphs.run, x, graphs(x), graphs)
             torch.cuda.synchronize()
             times.append(1e3 * (time.perf_counter() - start))
         return statistics.median(times[len(batches) :])
@@ -216,25 +242,26 @@ class FastPredictor:
             if 2 * n < size:
                 return self.network.predict(x)
             graphs = sizes[size]
-            return self._read(graphs.run, x, graphs(x), captured=True)
+            return self._read(graphs.run, x, graphs(x), graphs)
 
     def _one_by_one(self, x: Tensor, plan: Plan | None) -> Prediction:
-        threshold = self._threshold if plan is None else plan.compact_from
-        stops = self._on_cpu or len(x) <= FEW if plan is None else plan.stops
-        run = Run(self._parts, plan_rows(self.shares, len(x), threshold, self.spread))
+        if plan is None:
+            (plan,) = self._candidates(len(x), False, False)
+        run = Run(self._parts, plan.rows, late=plan.late)
         with evaluating(self.network):
-            ran = run.everything(x, torch.full((), len(x), device=x.device), stops)
+            ran = run.everything(x, torch.full((), len(x), device=x.device), plan.stops)
         return self._read(run, x, ran)
 
-    def _read(self, run: Run, x: Tensor, ran: int, captured: bool = False) -> Prediction:
+    def _read(self, run: Run, x: Tensor, ran: int, graphs: Graphs | None = None) -> Prediction:
         """Copies of a run's answers, complete and checked. The one wait for the device."""
-        probabilities, exits = run.probabilities[: len(x)].clone(), run.state.exits[: len(x)].clone()
-        cost = self.network._cost(exits)
+        n, answers = len(x), run.state.answers.copy()
+        probabilities, exits = answers.probabilities[:n], answers.exits[:n]
+        cost = None if answers.cost is None else answers.cost[:n]
         rows_run = run.rows[:ran] + (0,) * (len(run.rows) - ran)
-        if captured and any(tensor.data_ptr() != address for tensor, address in self._addresses):  # the device is busy
+        if graphs and any(tensor.data_ptr() != address for tensor, address in self._addresses):  # the device is busy
             raise ValueError("the network's weights were moved after this FastPredictor was made: make a new one")
-        total, lost = run.state.checks.tolist()
-        if lost:
+        total, answered = graphs.checks() if graphs else run.state.checks.tolist()
+        if answered < n:
             places = (exits < 0).nonzero().squeeze(1)
             again = self.network.predict(x.index_select(0, places))
             probabilities.index_copy_(0, places, again.probabilities)

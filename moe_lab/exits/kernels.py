@@ -3,10 +3,10 @@
 Legend: C rows of a batch, N samples, K classes, D numbers per row.
 
     leave       softmax, the four features (`features`), the gate (`gate`), the decision (`probability`), and the answer
-                of each row that leaves: one kernel instead of about twenty
-    finish      softmax of all answers, and what must be checked of them: one kernel instead of about fifteen
-    close_up    rows that have left among the first C' are overwritten by rows behind them that have not, in place; all
-                others stay where they are, which moves C' (C - C') / C rows instead of C'
+                of each row that leaves with what must be checked of it: one kernel instead of about thirty
+    places      which rows have left among the first C', and which have not behind them
+    move        the former are overwritten by the latter, in place; all others stay where they are, which moves
+                C' (C - C') / C rows instead of C'
 
 What they compute, and in which order of rows, is defined in plain torch in `inside`, which calls them.
 """
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from moe_lab.triton_support import INTERPRETED, jit, tl, triton, usable
 
-__all__ = ["INTERPRETED", "MOST_CLASSES", "close_up", "finish", "leave", "usable"]
+__all__ = ["INTERPRETED", "MOST_CLASSES", "leave", "move", "places", "usable"]
 
 MOST_CLASSES = 4096  # a row of logits is held in registers
 
@@ -30,8 +30,8 @@ def _entropy(p):
 
 @jit
 def _leave_kernel(
-    logits, weight, bias, samples, given_away, answers, exits, checks, n_rows, n_classes, layer,
-    DIRECT: tl.constexpr, LAST: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+    logits, weight, bias, samples, given_away, probabilities, exits, cost, costs, checks, n_rows, n_classes, layer,
+    COSTS: tl.constexpr, DIRECT: tl.constexpr, LAST: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     c = tl.arange(0, COLUMNS)
@@ -41,14 +41,14 @@ def _leave_kernel(
     at = row[:, None].to(tl.int64) * n_classes + c[None, :]
     z = tl.load(logits + at, mask=here[:, None] & real, other=0.0).to(tl.float32)
     before = tl.load(given_away + row, mask=here, other=0.0)
+    shifted = tl.where(real, z, float("-inf"))
+    e = tl.exp(shifted - tl.max(shifted, 1)[:, None])
+    total = tl.sum(e, 1)
+    p = e / total[:, None]
     if LAST:
         leaves = inside
-        tl.atomic_add(checks, tl.sum(tl.where(inside, before, 0.0), 0))  # is it NaN? the order of sums does not matter
+        unsure = before
     else:
-        shifted = tl.where(real, z, float("-inf"))
-        e = tl.exp(shifted - tl.max(shifted, 1)[:, None])
-        total = tl.sum(e, 1)
-        p = e / total[:, None]
         first = tl.max(p, 1)
         second = tl.max(tl.where(c[None, :] == tl.argmax(p, 1)[:, None], -1.0, p), 1)
         squares = p * p
@@ -59,13 +59,19 @@ def _leave_kernel(
         gate = tl.where(total == total, gate, float("nan"))  # a maximum forgets NaN; the caller must hear of it
         g = 1 / (1 + tl.exp(-gate))
         leaves = inside & (2 * g + (before if DIRECT else 0.0) >= 1)
+        unsure = tl.zeros_like(before)
     tl.debug_barrier()  # several threads read a row's state: all of them before one writes it
     if not LAST:
         tl.store(given_away + row, before + g, mask=here)
     to = sample[:, None].to(tl.int64) * n_classes + c[None, :]
-    tl.store(answers + to, z, mask=leaves[:, None] & real)
+    tl.store(probabilities + to, p, mask=leaves[:, None] & real)
     tl.store(exits + sample, tl.zeros_like(sample) + layer, mask=leaves)
+    if COSTS:
+        price = tl.load(costs + layer)
+        tl.store(cost + sample, price, mask=leaves)
     tl.store(samples + row, tl.zeros_like(sample) - 1, mask=leaves)
+    tl.atomic_add(checks, tl.sum(tl.where(leaves, total + unsure, 0.0), 0))  # is it NaN? the order does not matter
+    tl.atomic_add(checks + 1, tl.sum(leaves.to(tl.float32), 0))
 
 
 def leave(
@@ -74,8 +80,10 @@ def leave(
     bias: Tensor,
     samples: Tensor,
     given_away: Tensor,
-    answers: Tensor,
+    probabilities: Tensor,
     exits: Tensor,
+    cost: Tensor | None,
+    costs: Tensor | None,
     checks: Tensor,
     layer: int,
     direct: bool,
@@ -85,39 +93,11 @@ def leave(
     n_rows, n_classes = logits.shape
     columns = triton.next_power_of_2(n_classes)
     rows = max(1, min(16, 2048 // columns))
-    sizes = (n_rows, n_classes, layer, direct, last, rows, columns)
-    state = (samples, given_away, answers, exits, checks)
+    sizes = (n_rows, n_classes, layer, costs is not None, direct, last, rows, columns)
+    prices = (exits, exits) if costs is None else (cost, costs)  # not read without costs
+    state = (samples, given_away, probabilities, exits, *prices, checks)
     warps = 1 if rows * columns <= 512 else 4
     _leave_kernel[(triton.cdiv(n_rows, rows),)](logits.contiguous(), weight, bias, *state, *sizes, num_warps=warps)
-
-
-@jit
-def _finish_kernel(
-    answers, exits, count, probabilities, checks, n_rows, n_classes, ROWS: tl.constexpr, COLUMNS: tl.constexpr
-):
-    row, c = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, COLUMNS)
-    there = (row < n_rows)[:, None] & (c < n_classes)[None, :]
-    at = row[:, None].to(tl.int64) * n_classes + c[None, :]
-    z = tl.load(answers + at, mask=there, other=float("-inf"))
-    z = tl.where((row < n_rows)[:, None], z, 0.0)
-    e = tl.exp(z - tl.max(z, 1)[:, None])
-    total = tl.sum(e, 1)
-    tl.store(probabilities + at, e / total[:, None], mask=there)
-    real = (row < n_rows) & (row < tl.load(count))
-    tl.atomic_add(checks, tl.sum(tl.where(real, total, 0.0), 0))
-    lost = real & (tl.load(exits + row, mask=row < n_rows, other=0) < 0)
-    tl.atomic_add(checks + 1, tl.sum(lost.to(tl.float32), 0))
-
-
-def finish(answers: Tensor, exits: Tensor, count: Tensor, checks: Tensor, n: int) -> Tensor:
-    """`inside.Inside.finish`: (n, K) probabilities; adds to ``checks``."""
-    n_classes = answers.shape[1]
-    columns = triton.next_power_of_2(n_classes)
-    rows = max(1, min(16, 2048 // columns))
-    probabilities = answers.new_empty(n, n_classes)
-    grid = (triton.cdiv(n, rows),)
-    _finish_kernel[grid](answers, exits, count, probabilities, checks, n, n_classes, rows, columns, num_warps=1)
-    return probabilities
 
 
 @jit
@@ -154,14 +134,21 @@ def _move_kernel(h, samples, given_away, holes, tails, counts, width, COLUMNS: t
             tl.store(given_away + to, tl.load(given_away + source))
 
 
-def close_up(h: Tensor, samples: Tensor, given_away: Tensor, keep: int) -> Tensor:
-    """`inside.Inside.close_up`: the first ``keep`` rows of h, a contiguous tensor, which is changed."""
-    n_rows, width = len(h), h[0].numel()
-    moves = min(keep, n_rows - keep)
-    holes, tails = (torch.empty(max(size, 1), dtype=torch.int32, device=h.device) for size in (keep, n_rows - keep))
-    counts = torch.empty(1, dtype=torch.int32, device=h.device)
+def places(samples: Tensor, keep: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows to be overwritten, rows to be moved there, and how many, for `move`; all int32, the rest is not filled."""
+    n_rows = len(samples)
+    holes, tails = (torch.empty(size, dtype=torch.int32, device=samples.device) for size in (keep, n_rows - keep))
+    counts = torch.empty(1, dtype=torch.int32, device=samples.device)
     _places_kernel[(1,)](samples, holes, tails, counts, n_rows, keep, 1024, num_warps=4)
+    return holes, tails, counts
+
+
+def move(
+    h: Tensor, samples: Tensor, given_away: Tensor, holes: Tensor, tails: Tensor, counts: Tensor, keep: int
+) -> Tensor:
+    """`inside.Inside.close_up`: the first ``keep`` rows of h, a contiguous tensor, which is changed."""
+    width = h[0].numel()
     columns = min(triton.next_power_of_2(width), 2048)
-    grid = (moves, triton.cdiv(width, columns))
+    grid = (min(keep, len(h) - keep), triton.cdiv(width, columns))
     _move_kernel[grid](h, samples, given_away, holes, tails, counts, width, columns, num_warps=4)
     return h[:keep]

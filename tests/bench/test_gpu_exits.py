@@ -8,46 +8,14 @@ import pytest
 import torch
 
 from moe_lab.bench import gpu_exits
-from moe_lab.bench.gpu_exits import TINY, PlantedNetwork, Size, cases, compare, main, measure, rho_of, tune
+from moe_lab.bench.gpu_exits import DeviceLost, cases, compare, main, measure, tune
+from moe_lab.bench.gpu_exits_planted import TINY, PlantedNetwork
 from moe_lab.exits import Prediction
-from moe_lab.exits.policies import geometric_shares
 
 
 @pytest.fixture(scope="module")
 def tiny():
     return PlantedNetwork(TINY, 2.05, "cpu", torch.float32)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_images_leave_where_it_is_written_also_in_bfloat16(dtype):
-    planted = PlantedNetwork(Size(layers=8, width=256, side=16), 2.05, "cpu", dtype)
-    images, exits = planted.images(64, seed=3)
-    assert len(exits.unique()) == 8 and images.dtype == dtype
-    masked, early = planted.network.predict_masked(images), planted.network.predict(images)
-    assert torch.equal(masked.exits, exits) and torch.equal(early.exits, exits)
-    _, gate_logits = planted.network(images)
-    assert gate_logits.abs().min() > 10  # far from every threshold
-    assert len(masked.labels.unique()) > 3  # answers depend on the image
-
-
-def test_exits_cost_what_was_asked_for(tiny):
-    _, exits = tiny.images(20000, seed=0)
-    assert float((tiny.shares * tiny.network.costs).sum()) == pytest.approx(1 / 2.05, rel=1e-3)
-    assert float(tiny.network.costs[exits].mean()) == pytest.approx(1 / 2.05, rel=0.02)
-    assert tiny.network.costs.dtype == torch.float64  # in bfloat16 a ratio would have two digits
-
-
-def test_rho_is_found_and_an_impossible_ratio_is_refused():
-    costs = torch.tensor([0.25, 0.5, 1.0])
-    assert rho_of(1 / float((geometric_shares(0.7, 3) * costs).sum()), costs) == pytest.approx(0.7, rel=1e-3)
-    for ratio in (0.9, 4.5):
-        with pytest.raises(ValueError, match="between 1 and 4"):
-            rho_of(ratio, costs)
-
-
-def test_the_full_network_has_the_last_exit_s_answers(tiny):
-    images, _ = tiny.images(9, seed=1)
-    torch.testing.assert_close(tiny.full(images), tiny.network(images)[0][:, -1])
 
 
 def test_every_case_answers_alike(tiny):
@@ -106,6 +74,35 @@ def test_the_command_prints_tables_and_writes_what_it_printed(tmp_path, capsys):
     assert json.loads(path.read_text()) == json.loads(json.dumps(report))
     assert [row["case"] for row in report["tables"][0]["cases"]] == ["full, eager", "plain"]
     assert report["size"]["layers"] == 3 and report["command"] in printed and "reached" in printed
+
+
+def test_a_case_that_fails_while_it_is_timed_costs_only_itself(tiny):
+    calls = []
+
+    def tired(x):
+        calls.append(1)
+        if len(calls) > 20:
+            raise RuntimeError("tired")
+        return tiny.network.predict(x)
+
+    prepared = {"full, eager": lambda: lambda x: tiny.full(x).softmax(-1), "plain": lambda: tired}
+    good, bad = measure(tiny, 4, rounds=2, n_steps=1, prepared=prepared)
+    assert good["ms"] > 0 and "tired" in bad["failed"] and "ms" not in bad and bad["speed_up"] is None
+
+
+def test_a_lost_device_ends_the_command_after_what_was_measured_is_written(tmp_path, monkeypatch, capsys):
+    def lost(planted, batch, **_):
+        if batch == 2:
+            raise DeviceLost([{"case": "plain", "failed": "assertion"}], "assertion")
+        return [{"case": "plain", "ms": 1.0}]
+
+    monkeypatch.setattr(gpu_exits, "measure", lost)
+    path = tmp_path / "report.json"
+    with pytest.raises(SystemExit) as end:
+        main(["--device", "cpu", "--no-compile", "--batches", "1", "2", "3", "--json", str(path)])
+    report = json.loads(path.read_text())
+    assert end.value.code == 1 and "device is lost" in report["lost"] and "assertion" in capsys.readouterr().err
+    assert [table["cases"][0].get("ms") for table in report["tables"]] == [1.0, None]
 
 
 @pytest.mark.parametrize(

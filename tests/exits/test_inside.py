@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_lab.exits import ExitGates, exits_taken, kernels, uncertainty_features
-from moe_lab.exits.inside import Inside
+from moe_lab.exits.inside import Answers, Inside
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 needs_triton = pytest.mark.skipif(
@@ -28,8 +28,8 @@ def gates(n_gates, seed=0):
     return made.to(DEVICE)
 
 
-def inside(n, real, n_classes, made, model="direct", fused=False):
-    return Inside(n, torch.tensor(real, device=DEVICE), n_classes, made, model, fused)
+def inside(n, real, n_classes, made, model="direct", fused=False, costs=None):
+    return Inside(n, torch.tensor(real, device=DEVICE), n_classes, made, model, fused, costs)
 
 
 @torch.no_grad()
@@ -46,16 +46,20 @@ def test_samples_leave_where_the_rule_says_with_the_logits_of_that_exit(model, f
     made, logits = gates(3), 3 * torch.randn(50, 4, 5).to(DEVICE)
     features = uncertainty_features(logits[:, :3])
     expected = exits_taken(made(features).detach().sigmoid(), model)
-    state = run(inside(50, 47, 5, made, model, fused), logits)
+    costs = torch.tensor([0.1, 0.3, 0.7, 1.0], dtype=torch.float64, device=DEVICE)
+    state = run(inside(50, 47, 5, made, model, fused, costs), logits)
     assert state.fused == fused
-    assert torch.equal(state.exits[:47], expected[:47]) and len(expected.unique()) > 2
-    assert (state.exits[47:50] == -1).all() and (state.answers[47:50] == 0).all()  # padding
+    answers, copy = state.answers, state.answers.copy()
+    assert torch.equal(answers.exits[:47], expected[:47]) and len(expected.unique()) > 2
+    assert (answers.exits[47:50] == -1).all() and (answers.probabilities[47:50] == 0).all()  # padding
     rows = torch.arange(47, device=DEVICE)
-    torch.testing.assert_close(state.answers[:47], logits[rows, expected[:47]])
+    torch.testing.assert_close(answers.probabilities[:47], logits[rows, expected[:47]].softmax(-1))
+    assert torch.equal(answers.cost[:47], costs[expected[:47]]) and not answers.cost[47:50].any()
     assert (state.samples == -1).all()
-    torch.testing.assert_close(state.finish()[:47], state.answers[:47].softmax(-1))
-    total, lost = state.checks.tolist()
-    assert lost == 0 and not math.isnan(total)
+    total, answered = state.checks.tolist()
+    assert answered == 47 and not math.isnan(total)
+    answers.memory.zero_()
+    assert torch.equal(copy.exits[:47], expected[:47]) and copy.probabilities[:47].any(1).all() and copy.cost[:47].all()
 
 
 @pytest.mark.parametrize("fused", [False, pytest.param(True, marks=needs_triton)])
@@ -67,17 +71,30 @@ def test_nan_is_seen_by_the_check_but_not_that_of_padding(fused, where):
         poisoned = logits.clone()
         poisoned[row, where[1], 1] = torch.nan
         state = run(inside(8, 7, 3, made, fused=fused), poisoned)
-        state.finish()
-        total, lost = state.checks.tolist()
-        assert math.isnan(total) == bad and lost == 0
+        total, answered = state.checks.tolist()
+        assert math.isnan(total) == bad and answered == 7 and state.answers.cost is None
 
 
 @pytest.mark.parametrize("fused", [False, pytest.param(True, marks=needs_triton)])
-def test_samples_without_an_answer_are_counted_but_not_padding(fused):
-    state = inside(40, 33, 3, gates(2), fused=fused)
-    state.exits[torch.arange(0, 40, 2)] = 1
-    state.finish()
-    assert state.checks[1] == 16 and not state.checks.isnan().any()
+def test_samples_that_found_no_place_are_not_counted_as_answered(fused):
+    made, h = gates(2), torch.randn(40, 2, device=DEVICE)
+    made.bias.data.fill_(-9.0)  # nobody leaves early
+    state = inside(40, 33, 3, made, fused=fused)
+    state.close_up(h, 20, may_write=fused)
+    run(state, torch.randn(20, 3, 3, device=DEVICE))
+    assert state.checks[1] == 20 and not state.checks.isnan().any()
+    assert (state.answers.exits[:40] < 0).tolist() == [False] * 20 + [True] * 20
+
+
+@pytest.mark.parametrize("n_classes", [2, 3, 10])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_answers_lie_apart_in_one_memory_whatever_their_sizes(n_classes, dtype):
+    for n in (1, 2, 5, 8):
+        answers = Answers(n, n_classes, torch.ones(3, dtype=dtype))
+        for value, tensor in enumerate((answers.exits, answers.probabilities, answers.cost), 1):
+            tensor.fill_(value)
+        assert (answers.exits == 1).all() and (answers.probabilities == 2).all() and (answers.cost == 3).all()
+        assert answers.probabilities.shape == (n + 1, n_classes) and len(answers.exits) == len(answers.cost) == n + 1
 
 
 def by_hand(samples, keep):
@@ -110,6 +127,21 @@ def test_gaps_are_filled_from_behind_and_others_stay(fused, alive, data):
         assert found.data_ptr() == h.data_ptr()  # in place
 
 
+@pytest.mark.parametrize("fused", [False, pytest.param(True, marks=needs_triton)])
+@pytest.mark.parametrize("may_write", [False, True])
+def test_what_was_prepared_moves_the_same_rows_once(fused, may_write):
+    samples = [-1, 1, -1, 3, 4, -1, 6]
+    state = inside(7, 7, 3, gates(2), fused=fused)
+    state.samples = torch.tensor(samples, dtype=torch.int32, device=DEVICE)
+    h = torch.randn(7, 5, device=DEVICE)
+    before = h.clone()
+    state.prepare(5)
+    found = state.close_up(h, 5, may_write)
+    assert torch.equal(found, before[by_hand(samples, 5)])
+    kept = by_hand(state.samples.tolist(), 4)
+    assert torch.equal(state.close_up(found.clone(), 4, may_write), found[kept])
+
+
 def test_nothing_is_written_over_unless_it_may_be():
     state = inside(4, 4, 3, gates(2))
     state.samples = torch.tensor([-1, 1, 2, 3], dtype=torch.int32, device=DEVICE)
@@ -132,8 +164,11 @@ def test_triton_decides_like_torch(n_classes, dtype, model):
         first.leave(logits[:, 0], 0, False)
         second.leave(logits[:, 0], 0, False)
     torch.testing.assert_close(first.given_away, second.given_away, atol=2e-6, rtol=2e-5)
-    assert torch.equal(first.samples, second.samples) and torch.equal(first.exits[:70], second.exits[:70])
-    assert torch.equal(first.answers[:70], second.answers[:70])
+    assert torch.equal(first.samples, second.samples) and first.checks[1] == second.checks[1]
+    assert torch.equal(first.answers.exits[:70], second.answers.exits[:70])
+    torch.testing.assert_close(
+        first.answers.probabilities[:70], second.answers.probabilities[:70], atol=2e-6, rtol=2e-5
+    )
 
 
 @needs_triton
