@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 
 import torch
@@ -46,7 +47,8 @@ def measure_parts(p: Problem, rounds: int = 5, n_steps: int = 10) -> list[dict]:
     """One row per part: ms, and TFLOP/s or GB/s; none where Triton cannot run."""
     if not comet_kernels.usable(p.x, p.shape.experts, p.shape.k):
         return []
-    return part_rows("part", parts(p), p.device, rounds, n_steps)
+    sizes = dataclasses.asdict(p.shape) | {"sharpness": p.sharpness}
+    return [sizes | row for row in part_rows("part", parts(p), p.device, rounds, n_steps)]
 
 
 def block_choices(n_experts: int) -> Iterator[comet_kernels.TreeBlocks]:
