@@ -175,9 +175,9 @@ def main_exit_runs() -> list[list[Result]]:
     return [runs for runs in of_data if runs]
 
 
-def exit_modes() -> list[Result]:
-    """JEI-DNN on moved digits, profile "standard", however the classifiers are trained."""
-    standard = JeiConfig.profile("standard")
+def exit_modes(dataset: str) -> list[Result]:
+    """JEI-DNN, profile "standard", however the classifiers are trained."""
+    standard = JeiConfig.profile("standard", dataset=dataset)
     return same_setting(find_results("jei_dnn", root=recorded_dir()), standard, ("mode", "seed", "data_seed"))
 
 
@@ -192,10 +192,11 @@ def exits_summary() -> list[str]:
     """Paragraphs: the claims per data set; then gains, coverage and set sizes, mean ± standard deviation over seeds."""
     runs = main_exit_runs()
     claims = [claim(results) for results in runs for claim in (accuracy_claims, uncertainty_claims)]
+    modes = [joint_claims(exit_modes(dataset)) for dataset in ("moved-digits", "cifar-10")]
     metrics = ("backbone_accuracy", "gain_over_geometric", "gain_over_shared", "coverage", "set_size")
     table = readable_scores(over_seeds([r for results in runs for r in results], metrics, by=("dataset",)))
     return [
-        _markdown(pd.concat([*claims, control_claims(exit_control()), joint_claims(exit_modes())])),
+        _markdown(pd.concat([*claims, control_claims(exit_control()), *modes])),
         "Accuracy of the whole network; accuracy of learned gates minus that of thresholds at the same cost, mean over "
         "the prices; coverage and size of prediction sets at a nominal 95 %.",
         _markdown(table.rename_axis("data")),
