@@ -42,6 +42,9 @@ def _gpu_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cuda", help="cuda (default), cuda:1; cpu: a dry run with tiny sizes")
     add_turns(parser, None)
     parser.add_argument("--side-by-side", type=int, default=200, help="trials: of a stack (default %(default)s)")
+    parser.add_argument("--trial-gates", nargs="+", default=[], metavar="GATE", help="trials: these gates only")
+    parser.add_argument("--trial-epochs", type=int, default=8, help="trials: of each (default %(default)s)")
+    parser.add_argument("--alone", type=int, default=2, help="trials: how many one at a time (default %(default)s)")
     parser.add_argument("--scattermoe", type=Path, metavar="FOLDER", help="moe: a clone of shawntan/scattermoe")
 
 
@@ -58,7 +61,9 @@ def _gpu(given: dict) -> GpuBenchConfig:
     frame, closer = given_frame(given), given_frame(given, KernelFrame)
     if given["scattermoe"]:
         gpu_scattermoe.add_path(given["scattermoe"])
-    config = GpuBenchConfig(tuple(given["tables"]), given["device"], side_by_side=given["side_by_side"])
+    trials = {name: given[name] for name in ("side_by_side", "trial_epochs", "alone")}
+    trials["trial_gates"] = tuple(given["trial_gates"])
+    config = GpuBenchConfig(tuple(given["tables"]), given["device"], **trials)
     return dataclasses.replace(
         config,
         moe=dataclasses.replace(config.moe, **closer),

@@ -64,6 +64,9 @@ class GpuBenchConfig:
         device: "cuda", "cuda:1"; "cpu" for a dry run, see `dry_run`.
         moe, gates, exits: of these tables.
         side_by_side: trials of a stack in the last table.
+        trial_gates: gates of the last table; empty: those of `ManyTrialsBench`.
+        trial_epochs: of each of these trials.
+        alone: trials that are run one at a time, for comparison.
 
     Raises:
         ValueError: an unknown table or device, or CUDA was asked for and there is none.
@@ -75,6 +78,9 @@ class GpuBenchConfig:
     gates: GatesBench = field(default_factory=GatesBench)
     exits: ExitsBench = field(default_factory=ExitsBench)
     side_by_side: int = 200
+    trial_gates: tuple[str, ...] = ()
+    trial_epochs: int = 8
+    alone: int = 2
 
     def __post_init__(self) -> None:
         for name in self.tables:
@@ -122,13 +128,14 @@ def _exits(config: GpuBenchConfig, device: torch.device) -> Tables:
 def _trials(config: GpuBenchConfig, device: torch.device) -> Tables:
     from moe_lab.bench.many_trials import ManyTrialsBench, trials_table
 
-    bench = ManyTrialsBench(side_by_side=config.side_by_side)
+    bench = ManyTrialsBench(side_by_side=config.side_by_side, alone=config.alone)
+    bench = dataclasses.replace(bench, changes={**bench.changes, "epochs": config.trial_epochs})
     if config.dry:
         data = {"n_users": 30, "n_items": 20, "items_per_user": 6}
         small = {"data_options": data, "n_experts": 3, "embedding": 2, "hidden": 4, "head": 4, "epochs": 1}
         bench = ManyTrialsBench("quick", ("hash", "comet"), config.side_by_side, alone=1, changes=small)
     bench = dataclasses.replace(bench, changes={**bench.changes, "device": str(device)})
-    for gate in bench.gates:
+    for gate in config.trial_gates or bench.gates:
         yield "trials", trials_table(dataclasses.replace(bench, gates=(gate,)))
 
 

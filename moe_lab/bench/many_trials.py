@@ -116,6 +116,7 @@ def _time(gate: str, stack: list[RecommenderConfig], alone: list[RecommenderConf
         "gate": gate,
         "device": device_name(device),
         "trials": len(stack),
+        "epochs": stack[0].epochs,
         "stack_s": stack_s,
         "alone_s": alone_s,
         "per_hour_stacked": 3600 * len(stack) / stack_s,
@@ -130,9 +131,9 @@ def trials_table(config: ManyTrialsBench) -> list[dict[str, Any]]:
     """Time both ways.
 
     Returns:
-        A row per gate: gate, device, trials (K), stack_s, alone_s (of one trial), per_hour_stacked, per_hour_alone,
-        times (stacked / alone), failed (trials of the stack that diverged: they end early), and peak_gib, the memory
-        of the stack (nan on a CPU).
+        A row per gate: gate, device, trials (K), epochs (of a trial, at most), stack_s, alone_s (of one trial),
+        per_hour_stacked, per_hour_alone, times (stacked / alone), failed (trials of the stack that diverged: they end
+        early), and peak_gib, the memory of the stack (nan on a CPU).
     """
     rows = []
     for gate in config.gates:

@@ -59,7 +59,7 @@ from moe_lab.experiments.mixture_training import (
 )
 from moe_lab.metrics.glue import score
 from moe_lab.results import Result, run_cached
-from moe_lab.runtime import pick_device, seed_everything
+from moe_lab.runtime import environment, pick_device, seed_everything
 from moe_lab.train import FitConfig, evaluating, fit
 
 TEACHER, IMPORTANCE, STUDENT = "comet_bert_teacher", "comet_bert_importance", "comet_bert_student"
@@ -405,6 +405,7 @@ def _to_compare(
 def _evaluate(config: CometBertConfig, root: Any, progress: bool, timed: bool, result: Result) -> dict[str, Any]:
     result.curves.clear()
     metrics: dict[str, Any] = {}
+    result.environment = environment(pick_device(config.device))
     student, teacher, texts = _to_compare(config, root, progress)
     trained = finetune(config, root=root) if student is None else distil(config, root=root)
     if student is not None:

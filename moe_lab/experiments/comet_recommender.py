@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from moe_lab import datasets
@@ -150,10 +150,34 @@ def final_metrics(
     batches = Batches({"user": data.test["user"], "item": data.test["item"]}, _EVALUATION_ROWS, device=device)
     with evaluating(model):
         logit, rating, routing = predict(model, batches.epoch(0), config.k)
-    scores = {f"test_{name}": value for name, value in task_metrics(config, logit, rating, data.test).items()}
-    weights = config.task_weights
+    scores = task_metrics(config, logit, rating, data.test)
     official_mse = batchwise_masked_mse(rating, data.test["rating"], data.test["has_rating"], config.official_batch)
-    known = baselines(data.train, data.test, data.info["n_users"], data.info["n_items"])
+    return gathered_metrics(config, scores, official_mse, routing, known_baselines(data))
+
+
+def known_baselines(data: datasets.Dataset) -> dict[str, float]:
+    """What needs no network on these test rows, see `metrics.ranking.baselines`."""
+    return baselines(data.train, data.test, data.info["n_users"], data.info["n_items"])
+
+
+def gathered_metrics(
+    config: RecommenderConfig,
+    task_scores: Mapping[str, float],
+    official_mse: float,
+    routing: Mapping[str, Mapping[str, Any]],
+    known: Mapping[str, float],
+) -> dict[str, Any]:
+    """`final_metrics` from what was measured.
+
+    Args:
+        config: of the run.
+        task_scores: `task_metrics` of the test rows.
+        official_mse: see `batchwise_masked_mse`.
+        routing: per task, `RoutingTally.summary`.
+        known: `known_baselines`.
+    """
+    scores = {f"test_{name}": value for name, value in task_scores.items()}
+    weights = config.task_weights
     return {
         **scores,
         "test_loss_official": weights["watch"] * scores["test_bce"] + weights["rating"] * official_mse,
@@ -243,14 +267,18 @@ def _train_and_test(config: RecommenderConfig, progress: bool, result: Result) -
 def run_metrics(
     config: RecommenderConfig, model: TwoTaskRecommender, history: History, data: datasets.Dataset, device: torch.device
 ) -> dict[str, Any]:
-    """All metrics of a run: how training went (``steps_per_second`` with evaluation), and `final_metrics`."""
+    """All metrics of a run: `training_metrics` and `final_metrics`."""
+    return {**training_metrics(model, history), **final_metrics(config, model, data, device)}
+
+
+def training_metrics(model: nn.Module, history: History) -> dict[str, Any]:
+    """How training went; ``steps_per_second`` includes evaluation."""
     return {
         "best_epoch": history.best_epoch,
         "valid_loss": history.best_value,
         "epochs": len(history.rows),
         "steps_per_second": history.steps / sum(row["seconds"] for row in history.rows),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        **final_metrics(config, model, data, device),
     }
 
 

@@ -19,7 +19,7 @@ Taught in notebook 06.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,7 @@ from moe_lab.experiments.settings import profile_settings
 from moe_lab.experiments.stacked_trials import run_stack
 from moe_lab.gates.build import check_gate_name
 from moe_lab.results import Result, run_cached
+from moe_lab.runtime import environment, pick_device
 from moe_lab.search_spaces import search_space
 from moe_lab.train import NonFiniteLoss
 from moe_lab.tuning import Pool, draw_trials
@@ -97,14 +98,15 @@ class TuningConfig:
         fixed = {"gate": gate, "seed": 1000 * self.seed + index}
         return RecommenderConfig.profile(self.recommender, **{**self.changes, **fixed, **drawn})
 
+    @property
+    def dataset(self) -> str:
+        """Its name; it chooses the search space."""
+        return RecommenderConfig.profile(self.recommender, **self.changes).dataset
+
 
 def plan(config: TuningConfig, *, root: Path | str | None = None) -> Result:
     """Open the study and write down which points will be tried; nothing is trained. Needs Optuna."""
-    result = Result.open(EXPERIMENT, config, root=root)
-    if "plan" not in result.curves:
-        _draw(config, result)
-        result.save()
-    return result
+    return planned(Result.open(EXPERIMENT, config, root=root), config)
 
 
 def run(
@@ -115,6 +117,7 @@ def run(
     progress: bool = True,
     n_workers: int = 1,
     stack_size: int = 1,
+    checkpoint_epochs: int = 1,
 ) -> Result:
     """Run the study, or what is left of it.
 
@@ -123,14 +126,15 @@ def run(
         n_workers: processes side by side.
         stack_size: trials of one gate that train as one stack; 1 trains each by itself. Trials 0 .. n - 1 make the
             first stack of a gate, n .. 2n - 1 the second, whichever of them are done.
+        checkpoint_epochs: see `run_stack`.
 
     Returns:
         A Result with ``curves["trials"]``: gate, trial, drawn values, valid_loss, test_loss, test_auc, test_mse,
         experts_per_example, used_experts, seconds; a trial that diverged has NaN losses.
     """
-    if stack_size < 1:
-        raise ValueError(f"stack_size must be at least 1, got {stack_size}")
-    compute = partial(_run_trials, config, root, recompute, progress, n_workers, stack_size)
+    check_stack_size(stack_size)
+    how = Trials(_one_trial, _one_stack, root, recompute, progress, n_workers, stack_size, checkpoint_epochs)
+    compute = partial(run_trials, config, how)
     return run_cached(EXPERIMENT, config, compute, root=root, recompute=recompute)
 
 
@@ -142,15 +146,25 @@ def pools(result: Result) -> dict[str, Pool]:
     return {gate: Pool.of(*zip(*pairs, strict=True)) for gate, pairs in losses.items() if pairs}
 
 
-def _draw(config: TuningConfig, result: Result) -> None:
-    dataset = RecommenderConfig.profile(config.recommender, **config.changes).dataset
+def planned(result: Result, config: TuningConfig) -> Result:
+    """The study, with the points to try in ``curves["plan"]``; a longer study begins with those of a shorter one."""
+    if "plan" in result.curves:
+        return result
     for place, gate in enumerate(config.gates):
-        drawn = draw_trials(search_space(dataset, gate), config.n_trials, seed=1000 * config.seed + place)
+        drawn = draw_trials(search_space(config.dataset, gate), config.n_trials, seed=1000 * config.seed + place)
         for index, values in enumerate(drawn):
             result.log("plan", gate=gate, trial=index, drawn=values)
+    result.save()
+    return result
 
 
-def _diverged() -> dict[str, Any]:
+def check_stack_size(stack_size: int) -> None:
+    """Raise ValueError for a stack of no trial."""
+    if stack_size < 1:
+        raise ValueError(f"stack_size must be at least 1, got {stack_size}")
+
+
+def diverged() -> dict[str, Any]:
     return {"valid_loss": float("nan"), "test_loss": float("nan")}
 
 
@@ -164,15 +178,15 @@ def _one_trial(job: tuple[RecommenderConfig, Path | str | None, bool, dict[str, 
     try:
         return _outcome(comet_recommender.run(config, root=root, recompute=recompute, progress=False))
     except NonFiniteLoss:
-        return _diverged()
+        return diverged()
 
 
 def _one_stack(
-    job: tuple[list[RecommenderConfig], Path | str | None, bool, bool, list[dict[str, Any]]],
+    job: tuple[list[RecommenderConfig], Path | str | None, bool, bool, int, list[dict[str, Any]]],
 ) -> list[dict[str, Any]]:
-    configs, root, recompute, progress, _ = job
-    results = run_stack(configs, root=root, recompute=recompute, progress=progress)
-    return [_outcome(result) if result.finished else _diverged() for result in results]
+    configs, root, recompute, progress, checkpoint_epochs, _ = job
+    results = run_stack(configs, root=root, recompute=recompute, progress=progress, checkpoint_epochs=checkpoint_epochs)
+    return [_outcome(result) if result.finished else diverged() for result in results]
 
 
 def _stacks(plan: Sequence[Mapping[str, Any]], size: int) -> list[list[Mapping[str, Any]]]:
@@ -183,42 +197,64 @@ def _stacks(plan: Sequence[Mapping[str, Any]], size: int) -> list[list[Mapping[s
     return [stacks[key] for key in sorted(stacks, key=lambda key: key[0])]
 
 
-def _run_trials(
-    config: TuningConfig,
-    root: Path | str | None,
-    recompute: bool,
-    progress: bool,
-    n_workers: int,
-    stack_size: int,
-    result: Result,
+@dataclass(frozen=True)
+class Trials:
+    """How the trials of a study run.
+
+    Attributes:
+        one: job -> outcome of one trial; a job is (config, root, recompute, row of the plan).
+        many: job -> outcomes of a stack; a job is (configs, root, recompute, progress, checkpoint_epochs, rows).
+        root, recompute, progress, n_workers, stack_size, checkpoint_epochs: see `run`.
+    """
+
+    one: Callable[[Any], dict[str, Any]]
+    many: Callable[[Any], list[dict[str, Any]]]
+    root: Path | str | None
+    recompute: bool
+    progress: bool
+    n_workers: int
+    stack_size: int
+    checkpoint_epochs: int
+
+
+def run_trials(
+    config: TuningConfig, how: Trials, result: Result, plan: Sequence[Mapping[str, Any]] | None = None
 ) -> dict[str, Any]:
-    if "plan" not in result.curves:
-        _draw(config, result)
-        result.save()
+    """Run what is missing of the plan (default: the study's own), a row of ``curves["trials"]`` each.
+
+    Returns:
+        The study's metrics.
+    """
+    plan = planned(result, config).curves["plan"] if plan is None else plan
     trials = result.curves.setdefault("trials", [])
     done = {(row["gate"], row["trial"]) for row in trials}
 
     def is_missing(row: Mapping[str, Any]) -> bool:
         return (row["gate"], row["trial"]) not in done
 
-    def trial(row: Mapping[str, Any]) -> RecommenderConfig:
+    def trial(row: Mapping[str, Any]) -> Any:
         return config.trial(row["gate"], row["trial"], row["drawn"])
 
-    plan = result.curves["plan"]
-    if stack_size == 1:
+    if how.stack_size == 1:
         todo = sorted(filter(is_missing, plan), key=lambda row: row["trial"])  # an unfinished study can be compared
-        jobs = [(trial(row), root, recompute, row) for row in todo]
-        for job, losses in in_parallel(_one_trial, jobs, n_workers, label="trials", progress=progress):
+        jobs = [(trial(row), how.root, how.recompute, row) for row in todo]
+        for job, losses in in_parallel(how.one, jobs, how.n_workers, label="trials", progress=how.progress):
             result.log("trials", **job[-1], **losses)
             result.save()
     else:
-        stacks = [rows for rows in _stacks(plan, stack_size) if any(map(is_missing, rows))]
-        show = progress and n_workers == 1
-        jobs = [([trial(row) for row in rows], root, recompute, show, rows) for rows in stacks]
-        for job, outcomes in in_parallel(_one_stack, jobs, n_workers, label="stacks", progress=progress):
+        stacks = [rows for rows in _stacks(plan, how.stack_size) if any(map(is_missing, rows))]
+        show = how.progress and how.n_workers == 1
+        jobs = [
+            ([trial(row) for row in rows], how.root, how.recompute, show, how.checkpoint_epochs, rows)
+            for rows in stacks
+        ]
+        for job, outcomes in in_parallel(how.many, jobs, how.n_workers, label="stacks", progress=how.progress):
             for row, losses in zip(job[-1], outcomes, strict=True):
                 if is_missing(row):
                     result.log("trials", **row, **losses)
             result.save()
     trials.sort(key=lambda row: (config.gates.index(row["gate"]), row["trial"]))
+    result.environment = environment(pick_device(trial(plan[0]).device))
+    if how.stack_size > 1:
+        result.environment["trials_side_by_side"] = how.stack_size
     return {"trials": len(trials), "trial_seconds": sum(row.get("seconds", 0.0) for row in trials)}

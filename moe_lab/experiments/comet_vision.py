@@ -26,6 +26,7 @@ from torch.nn.functional import cross_entropy
 
 from moe_lab.batches import Batches
 from moe_lab.datasets import Dataset
+from moe_lab.experiments.comet_recommender import training_metrics
 from moe_lab.experiments.vision_config import BASELINES, VisionConfig
 from moe_lab.experiments.vision_data import constant_baseline, load_data, mean_image, task_names
 from moe_lab.experiments.vision_measure import Measurement, measure, routing_of
@@ -125,7 +126,7 @@ class Recorder:
 
     def __init__(self, config: VisionConfig, data: Dataset, result: Result, device: torch.device):
         self.config, self.result, self.tasks = config, result, task_names(data.info["n_tasks"])
-        self.valid = Batches(_columns(data.valid), _EVALUATION_ROWS, device=device, keep_on_device=True)
+        self.valid = Batches(columns(data.valid), _EVALUATION_ROWS, device=device, keep_on_device=True)
         self.watched = {name: array[: config.watched_images] for name, array in self.valid.arrays.items()}
         self.n_classes = data.info["n_classes"]
 
@@ -154,7 +155,8 @@ def _permutation_of(model: MultiDigitClassifier):
     return gate.permutation if isinstance(gate, PermutationSearch) else None
 
 
-def _columns(split: dict[str, Tensor]) -> dict[str, Tensor]:
+def columns(split: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What a run needs of a split."""
     return {name: split[name] for name in ("image", "labels", "key", "domain") if name in split}
 
 
@@ -190,7 +192,7 @@ def _train_and_test(config: VisionConfig, progress: bool, result: Result) -> dic
     data = load_data(config)
     tasks = task_names(data.info["n_tasks"])
     train = Batches(
-        _columns(data.train), config.batch_size, shuffle=True, seed=config.seed, device=device, keep_on_device=True
+        columns(data.train), config.batch_size, shuffle=True, seed=config.seed, device=device, keep_on_device=True
     )
     model = build_model(config, data, len(train)).to(device)
     recorder = Recorder(config, data, result, device)
@@ -209,16 +211,8 @@ def _train_and_test(config: VisionConfig, progress: bool, result: Result) -> dic
         result=result,
         resume=True,
     )
-    test = Batches(_columns(data.test), _EVALUATION_ROWS, device=device)
+    test = Batches(columns(data.test), _EVALUATION_ROWS, device=device)
     with evaluating(model):
         recorder.watch(model, history.best_epoch, final=True)
         found = measure(model, test, tasks, config.k, data.info["n_classes"])
-    seconds = [row["seconds"] for row in history.rows]
-    return {
-        "best_epoch": history.best_epoch,
-        "valid_loss": history.best_value,
-        "epochs": len(history.rows),
-        "steps_per_second": history.steps / sum(seconds),  # evaluation included
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        **final_metrics(found, data),
-    }
+    return {**training_metrics(model, history), **final_metrics(found, data)}

@@ -3,6 +3,8 @@
     python -m moe_lab.experiments.record --what recommender --out data/recorded --workers 16 --seeds 0 1 2 3 4
     python -m moe_lab.experiments.record --what vision --out data/recorded --workers 6 --seeds 0 1 2
     python -m moe_lab.experiments.record --what tuning --out data/recorded --workers 16
+    python -m moe_lab.experiments.record --what tuning --out data/recorded --workers 8 --stack-size 100 --device cuda
+    python -m moe_lab.experiments.record --what vision-tuning --out data/recorded --workers 4 --stack-size 4
     python -m moe_lab.experiments.record --what unlearned --out data/recorded --workers 16
     python -m moe_lab.experiments.record --what language --out data/recorded --workers 16 --seeds 0 1 2
     python -m moe_lab.experiments.record --what ablations --out data/recorded --workers 16 --seeds 0 1 2
@@ -85,7 +87,10 @@ def record(options: argparse.Namespace) -> list[Result]:
         if options.shared_only:
             return []
     if recording.workers_inside:
-        finished = (recording.run(config, options.scratch, options.workers) for config in configs)
+        how = {}
+        if recording.stacks:
+            how = {"stack_size": options.stack_size, "checkpoint_epochs": options.checkpoint_epochs}
+        finished = (recording.run(config, options.scratch, options.workers, **how) for config in configs)
     else:
         jobs = [(options.what, config, options.scratch) for config in configs]
         finished = (result for _, result in in_parallel(_job, jobs, options.workers, label=options.what))
@@ -122,6 +127,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--teacher-seeds", type=int, nargs="+", default=[0, 1, 2], help="bert: a teacher for each")
     parser.add_argument("--gates", nargs="+", default=None, help="default: all")
     parser.add_argument("--trials", type=int, default=None, help="tuning: trials per gate")
+    parser.add_argument("--epochs", type=int, default=None, help="tuning: of a trial (default: the profile's)")
+    parser.add_argument("--device", default=None, help="tuning: of all trials (default: the profile's)")
+    parser.add_argument("--stack-size", type=int, default=1, help="tuning: trials of a gate that train as one stack")
+    parser.add_argument("--checkpoint-epochs", type=int, default=1, help="tuning: epochs from checkpoint to checkpoint")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument(
         "--timing",

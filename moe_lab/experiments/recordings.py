@@ -26,6 +26,7 @@ class Recording:
         run: (config, root, n_workers) -> Result; worker processes find it here by the name of the recording.
         columns: of the printed table: fields of the config, then metrics.
         workers_inside: a run uses the workers itself (a study with many trials); else runs are spread over them.
+        stacks: such a run also takes ``stack_size`` and ``checkpoint_epochs``, see `comet_tuning.run`.
         plan: (config, root) -> Result: what ``--plan-only`` does.
         part: config -> the config of what several runs share (a backbone, a teacher).
         shared: (config, root) -> Result: computes that part.
@@ -33,9 +34,10 @@ class Recording:
     """
 
     configs: Callable[[argparse.Namespace], Sequence[Any]]
-    run: Callable[[Any, Path, int], Result]
+    run: Callable[..., Result]
     columns: tuple[str, ...]
     workers_inside: bool = False
+    stacks: bool = False
     plan: Callable[[Any, Path], Result] | None = None
     part: Callable[[Any], Any] = lambda config: config
     shared: Callable[[Any, Path], Result] | None = None
@@ -82,16 +84,41 @@ def _vision_configs(options: argparse.Namespace) -> list[Any]:
 def _tuning_configs(options: argparse.Namespace) -> list[Any]:
     from moe_lab.experiments.comet_tuning import TuningConfig
 
-    changes = {
-        name: value for name, value in (("gates", options.gates), ("n_trials", options.trials)) if value is not None
-    }
-    return [TuningConfig.profile(options.profile, seed=seed, **changes) for seed in options.seeds[:1]]
+    return _study(TuningConfig, options)
 
 
-def _run_tuning(config: Any, root: Path, n_workers: int) -> Result:
+def _vision_tuning_configs(options: argparse.Namespace) -> list[Any]:
+    from moe_lab.experiments.vision_tuning import VisionTuningConfig
+
+    return _study(VisionTuningConfig, options)
+
+
+def _study(kind: Any, options: argparse.Namespace) -> list[Any]:
+    """One study, as the options have it; what they do not name is the profile's."""
+    asked = {"gates": options.gates, "n_trials": options.trials}
+    changes = {name: value for name, value in asked.items() if value is not None}
+    trial = {name: value for name in ("device", "epochs") if (value := getattr(options, name)) is not None}
+    if trial:
+        changes["changes"] = {**kind.profile(options.profile).changes, **trial}
+    return [kind.profile(options.profile, seed=options.seeds[0], **changes)]
+
+
+def _run_tuning(config: Any, root: Path, n_workers: int, **how: int) -> Result:
     from moe_lab.experiments import comet_tuning
 
-    return comet_tuning.run(config, root=root, n_workers=n_workers)
+    return comet_tuning.run(config, root=root, n_workers=n_workers, **how)
+
+
+def _run_vision_tuning(config: Any, root: Path, n_workers: int, **how: int) -> Result:
+    from moe_lab.experiments import vision_tuning
+
+    return vision_tuning.run(config, root=root, n_workers=n_workers, **how)
+
+
+def _plan_vision_tuning(config: Any, root: Path) -> Result:
+    from moe_lab.experiments import vision_tuning
+
+    return vision_tuning.plan(config, root=root)
 
 
 def _plan_tuning(config: Any, root: Path) -> Result:
@@ -100,10 +127,10 @@ def _plan_tuning(config: Any, root: Path) -> Result:
     return comet_tuning.plan(config, root=root)
 
 
-def _run_unlearned(config: Any, root: Path, n_workers: int) -> Result:
+def _run_unlearned(config: Any, root: Path, n_workers: int, **how: int) -> Result:
     from moe_lab.experiments import unlearned_search
 
-    return unlearned_search.run(config, root=root, n_workers=n_workers)
+    return unlearned_search.run(config, root=root, n_workers=n_workers, **how)
 
 
 def _language_configs(options: argparse.Namespace) -> list[Any]:
@@ -260,6 +287,8 @@ _EXITS = Recording(
     shared=_exit_body,
 )
 
+_STUDY_COLUMNS = ("n_trials", "trials", "trial_seconds")
+
 RECORDINGS: dict[str, Recording] = {
     "recommender": Recording(
         _recommender_configs,
@@ -278,9 +307,17 @@ RECORDINGS: dict[str, Recording] = {
         ),
     ),
     "tuning": Recording(
-        _tuning_configs, _run_tuning, ("n_trials", "trials", "trial_seconds"), workers_inside=True, plan=_plan_tuning
+        _tuning_configs, _run_tuning, _STUDY_COLUMNS, workers_inside=True, stacks=True, plan=_plan_tuning
     ),
-    "unlearned": Recording(_tuning_configs, _run_unlearned, ("n_trials", "trials"), workers_inside=True),
+    "vision-tuning": Recording(
+        _vision_tuning_configs,
+        _run_vision_tuning,
+        _STUDY_COLUMNS,
+        workers_inside=True,
+        stacks=True,
+        plan=_plan_vision_tuning,
+    ),
+    "unlearned": Recording(_tuning_configs, _run_unlearned, ("n_trials", "trials"), workers_inside=True, stacks=True),
     "language": Recording(_language_configs, _run_by("evomoe_language"), _LANGUAGE_COLUMNS),
     "ablations": Recording(
         _ablation_configs,

@@ -41,6 +41,24 @@ def auc_each(score: Tensor, label: Tensor) -> Tensor:
     return torch.where(score.isfinite().all(1), area, torch.nan)
 
 
+def batchwise_mse_each(prediction: Tensor, target: Tensor, mask: Tensor, batch_size: int) -> Tensor:
+    """(K,) `batchwise_masked_mse` of each row of predictions, float64.
+
+    Args:
+        prediction: (K, N).
+        target, mask: (N,).
+        batch_size: rows per batch.
+    """
+    n_rows = len(mask)
+    batch = torch.arange(n_rows, device=mask.device) // batch_size
+    error = torch.where(mask, prediction.double() - torch.where(mask, target.double(), 0), 0).square()
+    n_batches = -(-n_rows // batch_size)
+    sums = error.new_zeros(len(prediction), n_batches).index_add_(1, batch, error)
+    rated = torch.bincount(batch[mask], minlength=n_batches).clamp(min=1)
+    sizes = torch.bincount(batch, minlength=n_batches)
+    return (sums / rated * sizes).sum(1) / n_rows
+
+
 class StackedTally:
     """`RoutingTally` of one gate of each of K models: counted together, summarised one by one."""
 

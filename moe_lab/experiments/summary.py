@@ -21,6 +21,14 @@ from moe_lab.experiments.evomoe_translation import TranslationConfig
 from moe_lab.experiments.jei_claims import accuracy_claims, control_claims, joint_claims, uncertainty_claims
 from moe_lab.experiments.jei_config import ABLATIONS, JeiConfig
 from moe_lab.experiments.mixture_config import GATES, MixtureConfig
+from moe_lab.experiments.recorded_studies import (
+    control_of,
+    gpu_study,
+    laptop_study,
+    machine,
+    side_by_side,
+    vision_study,
+)
 from moe_lab.experiments.unlearned_search import compare, readable
 from moe_lab.experiments.vision_claims import vision_claims
 from moe_lab.experiments.vision_config import BASELINES
@@ -50,15 +58,48 @@ def main_vision_runs() -> list[Result]:
 
 
 def tuning_study() -> Result:
-    """The random search on MovieLens-100k."""
-    (study,) = find_results("comet_tuning", root=recorded_dir(), recommender="standard")
+    """The random search on MovieLens-100k of a 2-core CPU."""
+    study = laptop_study()
+    assert study is not None
     return study
 
 
 def unlearned_control() -> Result:
     """The control of `tuning_study`: "+" with nothing learned."""
-    (control,) = find_results("comet_unlearned_search", root=recorded_dir(), recommender="standard")
+    control = control_of(tuning_study())
+    assert control is not None
     return control
+
+
+def _study_tables() -> list[str]:
+    """Paragraphs on the random searches; that of a GPU beside that of a laptop where both are there."""
+    small, large, images = tuning_study(), gpu_study(), vision_study()
+    said = "8 epochs each, best 5 % by validation loss, mean and standard error of their test loss."
+    if large is None:
+        parts = [
+            f"Random search on MovieLens-100k, {small.config['n_trials']} trials per gate, {said}",
+            _markdown(tuning_table("ml-100k", pools(small))),
+        ]
+    else:
+        parts = [
+            f"Random search on MovieLens-100k, {said} Laptop: {machine(small)}. GPU: {machine(large)}.",
+            _markdown(side_by_side({"laptop": small, "GPU": large}, "ml-100k")),
+        ]
+    if images is not None:
+        epochs = images.config["changes"]["epochs"]
+        parts += [
+            f"Random search on MultiMNIST, 100,000 / 20,000 / 20,000 images, 16 CNN experts, {epochs} epochs each "
+            f"({machine(images)}). Best accuracy: that of the trial that validates best.",
+            _markdown(side_by_side({"GPU": images}, "multimnist")),
+        ]
+    controls = {"": (small, unlearned_control())}
+    if large is not None and (control := control_of(large)) is not None:
+        controls = {"Laptop": controls[""], "GPU": (large, control)}
+    question = 'Is it the search? The same trials of "+" once more, the permutation never learned'
+    parts.append(f"{question}: test loss, mean over trials.")
+    for label, pair in controls.items():
+        parts += [f"{label}:"] * bool(label) + [_markdown(readable(compare(*pair)))]
+    return parts
 
 
 _EVOMOE: dict[str, type[MixtureConfig]] = {
@@ -105,12 +146,13 @@ def _order(results: Sequence[Result]) -> list[Result]:
 
 def comet_summary() -> list[str]:
     """Paragraphs: the claims; then recommender, vision, tuning, mean ± standard deviation over seeds (or trials)."""
-    recommender, vision, study = main_recommender_runs(), main_vision_runs(), tuning_study()
+    recommender, vision, scaled = main_recommender_runs(), main_vision_runs(), gpu_study()
     known = recommender[0].metrics
     floor = {name: known[kind] for name, kind in _FLOOR.items()}
     data = "ml-100k"
-    of_gate = pools(study)
-    claims = [recommender_claims(recommender), vision_claims(vision), tuning_claims(of_gate, data)]
+    claims = [recommender_claims(recommender), vision_claims(vision), tuning_claims(pools(tuning_study()), data)]
+    if scaled is not None:
+        claims.append(tuning_claims(pools(scaled), f"{data}, {scaled.environment['device']}"))
     return [
         _markdown(pd.concat(claims)),
         "MovieLens-100k, two tasks, 8 experts of 64, k = 2, 12 epochs. Without a network: the constant's loss and "
@@ -121,12 +163,7 @@ def comet_summary() -> list[str]:
         "MultiMNIST, 100,000 / 20,000 / 20,000 images, 16 CNN experts, k = 4, at most 15 epochs. `one_expert` and "
         "`expert_per_task`: no routing, networks of an expert's size.",
         _markdown(scores(_order(vision), _VISION)),
-        f"Random search on MovieLens-100k, {study.config['n_trials']} trials per gate, 8 epochs each, best 5 % by "
-        "validation loss, mean and standard error of their test loss.",
-        _markdown(tuning_table(data, of_gate)),
-        'Is it the search? The same trials of "+" once more, the permutation never learned: test loss, mean over '
-        "trials.",
-        _markdown(readable(compare(study, unlearned_control()))),
+        *_study_tables(),
     ]
 
 

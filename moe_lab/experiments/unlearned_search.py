@@ -10,6 +10,7 @@ Taught in notebook 06.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -29,9 +30,10 @@ from moe_lab.experiments.comet_recommender import (
     task_metrics,
     train_recommender,
 )
-from moe_lab.experiments.comet_tuning import TuningConfig
-from moe_lab.experiments.parallel import in_parallel
+from moe_lab.experiments.comet_tuning import Trials, TuningConfig, check_stack_size, diverged, run_trials
 from moe_lab.experiments.recommender_config import RecommenderConfig
+from moe_lab.experiments.stacked_recommender import StackedRecommender
+from moe_lab.experiments.stacked_trials import recommender_kind, run_stack
 from moe_lab.models import TwoTaskRecommender
 from moe_lab.results import Result, run_cached
 from moe_lab.runtime import pick_device
@@ -42,8 +44,16 @@ TRIAL = "comet_unlearned_trial"
 _EVALUATION_ROWS = 4096
 
 
-def run(config: TuningConfig, *, root: Path | str | None = None, progress: bool = True, n_workers: int = 1) -> Result:
-    """The trials of the study's "+" gates once more, without learning the permutation.
+def run(
+    config: TuningConfig,
+    *,
+    root: Path | str | None = None,
+    progress: bool = True,
+    n_workers: int = 1,
+    stack_size: int = 1,
+    checkpoint_epochs: int = 1,
+) -> Result:
+    """The trials of the study's "+" gates once more, without learning the permutation; arguments of `comet_tuning.run`.
 
     Returns:
         A Result with ``curves["trials"]``: gate, trial, drawn values, valid_loss, test_loss, seconds (NaN losses:
@@ -54,7 +64,9 @@ def run(config: TuningConfig, *, root: Path | str | None = None, progress: bool 
     """
     if not any(gate.endswith("+") for gate in config.gates):
         raise ValueError(f"a control needs a gate with local search, got {', '.join(config.gates)}")
-    return run_cached(EXPERIMENT, config, partial(_run_trials, config, root, progress, n_workers), root=root)
+    check_stack_size(stack_size)
+    how = Trials(_one_trial, _one_stack, root, False, progress, n_workers, stack_size, checkpoint_epochs)
+    return run_cached(EXPERIMENT, config, partial(_run_trials, config, how), root=root)
 
 
 def compare(study: Result, control: Result) -> pd.DataFrame:
@@ -141,27 +153,29 @@ def _train_and_test(config: RecommenderConfig, result: Result) -> dict[str, Any]
     return {"valid_loss": history.best_value, **final_metrics(config, model, data, device)}
 
 
-def _one_trial(job: tuple[RecommenderConfig, Path | str | None, Mapping[str, Any]]) -> dict[str, Any]:
-    config, root, _ = job
-    try:
-        result = run_trial(config, root=root)
-    except NonFiniteLoss:
-        return {"valid_loss": float("nan"), "test_loss": float("nan")}
+def _outcome(result: Result) -> dict[str, Any]:
     kept = ("valid_loss", "test_loss", "test_auc", "test_mse")
     return {**{name: result.metrics[name] for name in kept}, "seconds": round(result.wall_seconds, 2)}
 
 
-def _run_trials(
-    config: TuningConfig, root: Path | str | None, progress: bool, n_workers: int, result: Result
-) -> dict[str, Any]:
-    planned = comet_tuning.plan(config, root=root).curves["plan"]
-    trials = result.curves.setdefault("trials", [])
-    done = {(row["gate"], row["trial"]) for row in trials}
-    todo = [row for row in planned if row["gate"].endswith("+") and (row["gate"], row["trial"]) not in done]
-    todo.sort(key=lambda row: row["trial"])
-    jobs = [(config.trial(row["gate"], row["trial"], row["drawn"]), root, row) for row in todo]
-    for job, losses in in_parallel(_one_trial, jobs, n_workers, label="control", progress=progress):
-        result.log("trials", **job[-1], **losses)
-        result.save()
-    trials.sort(key=lambda row: (config.gates.index(row["gate"]), row["trial"]))
-    return {"trials": len(trials)}
+def _one_trial(job: tuple[RecommenderConfig, Path | str | None, bool, Mapping[str, Any]]) -> dict[str, Any]:
+    config, root, _, _ = job
+    try:
+        return _outcome(run_trial(config, root=root))
+    except NonFiniteLoss:
+        return diverged()
+
+
+def _one_stack(job: tuple[list[RecommenderConfig], Path | str | None, bool, bool, int, Any]) -> list[dict[str, Any]]:
+    configs, root, _, progress, checkpoint_epochs, _ = job
+    kind = dataclasses.replace(
+        recommender_kind(), experiment=TRIAL, questions=partial(StackedRecommender, learns=False)
+    )
+    results = run_stack(configs, root=root, progress=progress, checkpoint_epochs=checkpoint_epochs, kind=kind)
+    return [_outcome(result) if result.finished else diverged() for result in results]
+
+
+def _run_trials(config: TuningConfig, how: Trials, result: Result) -> dict[str, Any]:
+    points = comet_tuning.plan(config, root=how.root).curves["plan"]
+    metrics = run_trials(config, how, result, [row for row in points if row["gate"].endswith("+")])
+    return {"trials": metrics["trials"]}

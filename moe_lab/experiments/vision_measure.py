@@ -5,6 +5,7 @@ Legend: N images, E experts, K trees or selectors, Y classes. Weights and sums s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +41,9 @@ class Measurement:
 
 def _most_frequent(sets: Tensor) -> float:
     """Share of the most frequent row of (N, E) bool."""
+    if sets.shape[1] < 63:  # a row as one number: far quicker to sort
+        bits = 2 ** torch.arange(sets.shape[1], device=sets.device)
+        return float((sets * bits).sum(1).unique(return_counts=True)[1].max() / len(sets))
     return float(sets.unique(dim=0, return_counts=True)[1].max() / len(sets))
 
 
@@ -69,10 +73,38 @@ def measure(
         labels.append(batch["labels"])
         domains.append(batch.get("domain"))
     means = (torch.stack(sums).sum(0) / batches.n_rows).tolist()
-    weight = torch.cat(weights, 1)  # (tasks, N, E)
+    return measurement_of(
+        tasks,
+        means,
+        [tally.summary() for tally in tallies],
+        torch.cat(weights, 1),
+        torch.cat(labels).T,
+        None if domains[0] is None else torch.cat(domains),
+        n_classes,
+    )
+
+
+def measurement_of(
+    tasks: tuple[str, ...],
+    means: Sequence[Sequence[float]],
+    summaries: Sequence[dict[str, Any]],
+    weight: Tensor,
+    label: Tensor,
+    domain: Tensor | None,
+    n_classes: int,
+) -> Measurement:
+    """Put together what was counted.
+
+    Args:
+        tasks: their names, S of them.
+        means: per task, loss and share of hits.
+        summaries: per task, `RoutingTally.summary`.
+        weight: (S, N, E) what each gate gives to each expert.
+        label: (S, N).
+        domain: (N,) or None.
+        n_classes: Y.
+    """
     active = weight != 0
-    label = torch.cat(labels).T  # (tasks, N)
-    domain = None if domains[0] is None else torch.cat(domains)
     scores = {
         "loss": sum(loss for loss, _ in means) / len(tasks),
         "accuracy": sum(hit for _, hit in means) / len(tasks),
@@ -82,8 +114,8 @@ def measure(
     return Measurement(
         scores,
         {
-            task: rounded({**tally.summary(), "same_set": _most_frequent(of_task)})
-            for task, tally, of_task in zip(tasks, tallies, active, strict=True)
+            task: rounded({**summary, "same_set": _most_frequent(of_task)})
+            for task, summary, of_task in zip(tasks, summaries, active, strict=True)
         },
         {task: _mean_by_group(label[s], weight[s], n_classes) for s, task in enumerate(tasks)},
         {} if domain is None else {t: _mean_by_group(domain, w, 2) for t, w in zip(tasks, weight, strict=True)},

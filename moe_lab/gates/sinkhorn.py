@@ -134,7 +134,7 @@ class _SinkhornEach(torch.autograd.Function):
         return gradient, None, None
 
 
-def sinkhorn_each(scaled_logits: Tensor, iterations: Tensor, tolerance: float = 0.0) -> Tensor:
+def sinkhorn_each(scaled_logits: Tensor, iterations: Tensor, tolerance: float = 0.0, most: int | None = None) -> Tensor:
     """`sinkhorn` of K matrices that have nothing to do with each other, each with its own number of iterations.
 
     `sinkhorn` stops all its matrices together, so the result of one depends on the others. Here each stops by itself:
@@ -144,14 +144,20 @@ def sinkhorn_each(scaled_logits: Tensor, iterations: Tensor, tolerance: float = 
         scaled_logits: (K, E, E), float32 or float64, finite (a matrix with NaN stays NaN and disturbs nobody).
         iterations: (K,) int64, at least 1, on the same device.
         tolerance: as in `sinkhorn`.
+        most: no matrix has more iterations. Saves a look at ``iterations``, which waits for the device.
 
     Returns:
-        (K, E, E).
+        (K, E, E). In one kernel where Triton can run (`sinkhorn_kernels`).
     """
     if scaled_logits.dim() != 3 or scaled_logits.shape[-1] != scaled_logits.shape[-2]:
         raise ValueError(f"need K square matrices (K, E, E), got shape {tuple(scaled_logits.shape)}")
     if iterations.shape != scaled_logits.shape[:1]:
         raise ValueError(f"need one number of iterations per matrix, got {tuple(iterations.shape)}")
+    from moe_lab.gates import sinkhorn_kernels  # only here: Triton takes a while to import
+
+    if sinkhorn_kernels.usable(scaled_logits):
+        most = int(iterations.max()) if most is None else most
+        return sinkhorn_kernels.SinkhornKernels.apply(scaled_logits, iterations, float(tolerance), most)
     return _SinkhornEach.apply(scaled_logits, iterations, float(tolerance))
 
 

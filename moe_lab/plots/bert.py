@@ -89,12 +89,14 @@ def draw_scores(
     Args:
         ax: where.
         groups: label -> Results of one setting.
-        metric: of a Result.
+        metric: of a Result; those without it are left out.
         lines: values without a run.
         title, ylabel: of the axes.
     """
     for place, runs in enumerate(groups.values()):
-        values = [run.metrics[metric] for run in runs]
+        values = [run.metrics[metric] for run in runs if metric in run.metrics]
+        if not values:
+            continue
         style = bert_style(runs[0].config["gate"])
         ax.plot([place] * len(values), values, style["marker"], color=style["color"], markersize=6, alpha=0.8)
         ax.hlines(np.mean(values), place - 0.3, place + 0.3, color=style["color"], linewidth=2)

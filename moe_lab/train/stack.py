@@ -110,6 +110,7 @@ class TrialStack:
         self.buffers = {name: value.to(device) for name, value in buffers.items()}
         of_template = [*self.template.named_parameters(), *self.template.named_buffers()]
         self._used = {name for name, _ in of_template}
+        self._numbers: dict[str, Tensor] = {}
         self._show()
 
     @property
@@ -147,8 +148,24 @@ class TrialStack:
         values = {name: value for name, value in {**self.parameters, **self.buffers}.items() if name in self._used}
         return vmap(one)(values, dict(own))
 
+    def numbers(self, name: str, of: Callable[[Trial], float], dtype: torch.dtype = torch.float32) -> Tensor:
+        """(K,) a number of each living trial, on the device.
+
+        Made once and kept until a trial leaves: a copy from host memory makes the host wait for the device, and a step
+        needs a handful of such numbers (learning rates, coefficients, widths).
+
+        Args:
+            name: of the number; whoever asks again gets the same tensor.
+            of: trial -> number.
+            dtype: of the tensor.
+        """
+        if name not in self._numbers:
+            self._numbers[name] = torch.tensor([of(trial) for trial in self.trials], dtype=dtype, device=self.device)
+        return self._numbers[name]
+
     def keep(self, rows: Sequence[int]) -> None:
         """Remove all rows but these, which then cost nothing any more."""
+        self._numbers.clear()
         index = torch.tensor(rows, dtype=torch.int64, device=self.device)
         self.trials = [self.trials[row] for row in rows]
         self.parameters = {

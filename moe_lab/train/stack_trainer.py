@@ -119,7 +119,7 @@ class StackTrainer:
             scale = (self.config.clip_norm / (norm + 1e-6)).clamp(max=1.0)
             gradients = {name: g * scale.view(-1, *[1] * (g.dim() - 1)) for name, g in gradients.items()}
         learning = self.learning(stack) if self.learning is not None else None
-        self.adam.step(stack.parameters, gradients, self._rates(self.steps + 1), self.steps + 1, learning)
+        self.adam.step(stack.parameters, gradients, self._rate_tensor(self.steps + 1), self.steps + 1, learning)
         for trial in stack.trials:
             self._advance(trial)
         self.steps += 1
@@ -128,19 +128,27 @@ class StackTrainer:
 
     def _total(self, terms: Mapping[str, Tensor]) -> Tensor:
         """(K,) weighted sums. A term that no trial weighs is left out, as in `weighted_total`."""
-        weights = [self.coefficients[trial.index] for trial in self.stack.trials]
         parts = []
         for name, term in terms.items():
-            column = [own[name] for own in weights]
-            if any(column):
-                parts.append(torch.tensor(column, device=term.device) * term)
+            if any(self.coefficients[trial.index][name] for trial in self.stack.trials):
+                parts.append(self._column(name) * term)
         if not parts:
             raise ValueError(f"all coefficients of the terms {list(terms)} are 0: nothing to learn from")
         return torch.stack(parts).sum(0)
 
+    def _column(self, name: str) -> Tensor:
+        """(K,) the trials' coefficients of this term."""
+        return self.stack.numbers(f"coefficient of {name}", lambda trial: self.coefficients[trial.index][name])
+
+    def _share(self, step: int) -> float:
+        return 1.0 if self.config.learning_rate is None else self.config.learning_rate(step)
+
     def _rates(self, step: int) -> list[float]:
-        share = 1.0 if self.config.learning_rate is None else self.config.learning_rate(step)
-        return [share * self.learning_rates[trial.index] for trial in self.stack.trials]
+        return [self._share(step) * self.learning_rates[trial.index] for trial in self.stack.trials]
+
+    def _rate_tensor(self, step: int) -> Tensor:
+        rates = self.stack.numbers("learning rate", lambda trial: self.learning_rates[trial.index], torch.float64)
+        return self._share(step) * rates
 
     def _advance(self, trial: Trial) -> None:
         for module in self._scheduled[trial.index]:

@@ -37,7 +37,7 @@ class StackedAdam:
         self,
         parameters: Mapping[str, Tensor],
         gradients: Mapping[str, Tensor],
-        learning_rates: Sequence[float],
+        learning_rates: Tensor | Sequence[float],
         n: int,
         learning: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
@@ -46,19 +46,20 @@ class StackedAdam:
         Args:
             parameters: name -> (K, ...).
             gradients: of those that have one; the others are left alone, moments and all.
-            learning_rates: one per trial.
+            learning_rates: one per trial; (K,) float64 on the device of the parameters makes no copy.
             n: number of the step.
             learning: name -> the rows that are updated, for parameters that some trials have ceased to train.
         """
-        corrected = [rate / (1 - _BETAS[0] ** n) for rate in learning_rates]
-        rates = torch.tensor(corrected, device=next(iter(parameters.values())).device)
+        device = next(iter(parameters.values())).device
+        given = torch.as_tensor(learning_rates, dtype=torch.float64, device=device)
+        rates = (given / (1 - _BETAS[0] ** n)).float()
         for name, gradient in gradients.items():
             tensors = parameters[name], self.first[name], self.second[name]
             rows = (learning or {}).get(name)
-            if rows is None:
+            if rows is None or len(rows) == len(gradient):
                 self._update(*tensors, gradient, rates, n)
             elif rows:
-                index = torch.tensor(rows, device=gradient.device)
+                index = torch.tensor(rows).to(gradient.device, non_blocking=True)
                 parts = [tensor.index_select(0, index) for tensor in (*tensors, gradient, rates)]
                 self._update(*parts, n)
                 for tensor, part in zip(tensors, parts, strict=False):

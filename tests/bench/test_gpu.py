@@ -39,6 +39,8 @@ def test_trials_side_by_side_are_counted(tmp_path):
     result = run(GpuBenchConfig(("trials",), "cpu"), root=tmp_path)
     assert [row["gate"] for row in result.curves["trials"]] == ["hash", "comet"]
     assert result.metrics["trials_times/hash"] == result.curves["trials"][0]["times"]
+    result = run(GpuBenchConfig(("trials",), "cpu", trial_gates=("topk",)), root=tmp_path)
+    assert [(row["gate"], row["epochs"]) for row in result.curves["trials"]] == [("topk", 1)]
 
 
 def test_gates_and_exits_run_dry_and_say_what_they_reached(tmp_path):
@@ -86,6 +88,22 @@ def test_the_command_line_reaches_the_config(monkeypatch):
     assert (config.moe.tune, config.moe.parts, config.moe.compiled, config.moe.rounds) == (True, False, False, 2)
     assert (config.exits.compiled, config.exits.rounds, config.exits.steps) == (False, 2, 3)
     assert seen["command"].startswith("python -m moe_lab.bench gpu --device cpu --tables moe")
+    assert (config.side_by_side, config.trial_gates, config.trial_epochs, config.alone) == (200, (), 8, 2)
+    trials = [
+        "--tables",
+        "trials",
+        "--side-by-side",
+        "7",
+        "--trial-gates",
+        "topk",
+        "--trial-epochs",
+        "3",
+        "--alone",
+        "1",
+    ]
+    main(["gpu", "--device", "cpu", *trials])
+    config = seen["config"]
+    assert (config.side_by_side, config.trial_gates, config.trial_epochs, config.alone) == (7, ("topk",), 3, 1)
 
     def failing(config, command):
         raise TablesFailed("these tables failed")

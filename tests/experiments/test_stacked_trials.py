@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,12 +15,12 @@ from moe_lab.experiments import comet_recommender, comet_tuning, stacked_trials
 from moe_lab.experiments.comet_recommender import build_model, load_data, two_task_loss
 from moe_lab.experiments.comet_tuning import TuningConfig
 from moe_lab.experiments.recommender_config import RecommenderConfig
-from moe_lab.experiments.stacked_measures import StackedTally, auc_each
+from moe_lab.experiments.stacked_measures import StackedTally, auc_each, batchwise_mse_each
 from moe_lab.experiments.stacked_recommender import StackedRecommender, dense_forward, make_template
 from moe_lab.experiments.stacked_trials import check_stackable, run_stack
 from moe_lab.gates import GATE_NAMES
 from moe_lab.gates.sinkhorn import sinkhorn, sinkhorn_each
-from moe_lab.metrics.ranking import auc
+from moe_lab.metrics.ranking import auc, batchwise_masked_mse
 from moe_lab.metrics.routing import RoutingTally
 from moe_lab.results import find_results
 from moe_lab.routing import Routing
@@ -278,6 +279,17 @@ def test_auc_of_each_is_the_exact_auc_with_ties_and_nan_where_a_score_is_none():
         auc_each(score, torch.ones(300))
 
 
+@pytest.mark.parametrize("batch_size", [1, 7, 40, 100])
+def test_the_authors_estimate_of_each_model_is_that_of_one(batch_size):
+    prediction, target = torch.randn(3, 40), torch.randn(40)
+    mask = torch.rand(40) < 0.4
+    mask[:7] = False  # a batch without a rated row
+    target[~mask] = torch.nan
+    each = batchwise_mse_each(prediction, target, mask, batch_size)
+    for row, found in zip(prediction, each.tolist(), strict=True):
+        assert found == pytest.approx(batchwise_masked_mse(row, target, mask, batch_size), rel=1e-6)
+
+
 @pytest.mark.parametrize("with_trees", [False, True])
 def test_the_stacked_tally_counts_what_one_tally_per_model_counts(with_trees):
     stacked, single = StackedTally(2), [RoutingTally(2) for _ in range(3)]
@@ -362,6 +374,23 @@ def test_a_diverged_trial_of_a_stacked_study_is_kept_as_nan(tmp_path):
     losses = [row["test_loss"] for row in result.curves["trials"]]
     assert math.isnan(losses[0])
     assert all(map(math.isfinite, losses[1:]))
+
+
+def test_a_permutation_that_does_not_learn_hardens_to_the_one_it_was_drawn_with(tmp_path):
+    configs = trials("topk+", permutation_epochs=2.0)
+    data, device = load_data(configs[0]), torch.device("cpu")
+    models = [build_model(config, 40, 30, 5) for config in configs]
+    before = [model.moe.gates[0].permutation.assignment().tolist() for model in models]
+    kind = dataclasses.replace(
+        stacked_trials.recommender_kind(),
+        build=lambda config, data, steps: models[configs.index(config)],
+        questions=partial(StackedRecommender, learns=False),
+    )
+    stacked_trials._train(kind, configs, data, device, tmp_path / "stack.ckpt", False, 1)
+    for model, assignment in zip(models, before, strict=True):
+        permutation = model.moe.gates[0].permutation
+        assert bool(permutation.hardened)
+        assert permutation.assignment().tolist() == assignment
 
 
 def test_an_undecided_search_does_not_fill_the_screen(tmp_path):

@@ -60,6 +60,31 @@ def test_study_repeats_the_points_of_the_plus_gates_and_is_compared_trial_by_tri
     assert table["pairs"]["hash+"] == 2
 
 
+def test_a_control_in_stacks_has_the_losses_of_one_trial_at_a_time(tmp_path):
+    """Without dropout, whose masks a stack takes from elsewhere; the second search does not end."""
+    config = TuningConfig(gates=("hash", "hash+", "comet+"), n_trials=2, changes={**CHANGES, "dropout": 0.0})
+    found = {}
+    for name, stack_size in (("single", 1), ("stacked", 2)):
+        comet_tuning.plan(config, root=tmp_path / name)
+        found[name] = unlearned_search.run(config, root=tmp_path / name, progress=False, stack_size=stack_size)
+    single, stacked = (found[name].curves["trials"] for name in ("single", "stacked"))
+    assert [(row["gate"], row["trial"]) for row in stacked] == [
+        ("hash+", 0),
+        ("hash+", 1),
+        ("comet+", 0),
+        ("comet+", 1),
+    ]
+    for row, other in zip(stacked, single, strict=True):
+        assert row.keys() == other.keys()
+        assert row["drawn"] == other["drawn"]
+        for name in ("valid_loss", "test_loss", "test_auc", "test_mse"):
+            assert row[name] == pytest.approx(other[name], rel=1e-3)
+    study = comet_tuning.run(config, root=tmp_path / "stacked", progress=False, stack_size=2)  # trials of its own
+    assert [row["gate"] for row in study.curves["trials"]] == ["hash", "hash", "hash+", "hash+", "comet+", "comet+"]
+    learned = [row["test_loss"] for row in study.curves["trials"][2:]]
+    assert learned != [row["test_loss"] for row in stacked]
+
+
 def by_hand(config, **losses):
     rows = [{"gate": gate, "trial": i, "test_loss": loss} for gate, of in losses.items() for i, loss in enumerate(of)]
     return Result(

@@ -401,3 +401,29 @@ def test_a_checkpoint_of_another_stack_is_refused(tmp_path):
 def test_masks_without_dropout_are_refused():
     with pytest.raises(ValueError, match="nothing to mask"):
         keep_masks(torch.tensor([0]), 0, (3,), 0.0)
+
+
+def test_a_stack_keeps_numbers_of_its_trials_until_one_of_them_leaves():
+    stack, asked = TrialStack([Counted(seed) for seed in SEEDS], None, torch.device("cpu")), []
+
+    def rate(trial):
+        asked.append(trial.index)
+        return RATES[trial.index]
+
+    first = stack.numbers("rate", rate, torch.float64)
+    assert first.tolist() == list(RATES)
+    assert stack.numbers("rate", rate, torch.float64) is first
+    assert asked == [0, 1, 2]
+    stack.keep([2, 0])
+    assert stack.numbers("rate", rate).tolist() == pytest.approx([RATES[2], RATES[0]])
+
+
+def test_adam_takes_rates_as_numbers_or_as_a_tensor():
+    parameters = {"a": torch.ones(2, 3)}
+    gradients = {"a": torch.tensor([[1.0, -2.0, 3.0], [0.5, 0.0, 1.0]])}
+    moved = []
+    for rates in ([0.1, 0.2], torch.tensor([0.1, 0.2], dtype=torch.float64)):
+        p = {"a": parameters["a"].clone()}
+        StackedAdam(p).step(p, gradients, rates, 1)
+        moved.append(p["a"])
+    assert torch.equal(*moved)
