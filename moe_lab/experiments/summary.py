@@ -10,7 +10,11 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from moe_lab.experiments import comet_bert
 from moe_lab.experiments.claims import recommender_claims, tuning_claims
+from moe_lab.experiments.comet_bert_claims import bert_claims
+from moe_lab.experiments.comet_bert_config import GATES as BERT_GATES
+from moe_lab.experiments.comet_bert_config import CometBertConfig
 from moe_lab.experiments.comet_tuning import pools
 from moe_lab.experiments.compare import over_seeds, scores
 from moe_lab.experiments.compare import readable as readable_scores
@@ -167,6 +171,29 @@ def comet_summary() -> list[str]:
     ]
 
 
+def main_bert_runs() -> list[Result]:
+    """COMET-BERT, profile "standard": gates, seeds and teachers, in the order of gates."""
+    found = find_results(comet_bert.EXPERIMENT, root=recorded_dir())
+    runs = same_setting(found, CometBertConfig.profile("standard"), ("gate", "seed", "teacher_seed"))
+    return sorted(runs, key=lambda r: (BERT_GATES.index(r.config["gate"]), r.seed, r.config["teacher_seed"]))
+
+
+def bert_summary() -> list[str]:
+    """Paragraphs: the claims; then scores, mean ± standard deviation over seeds. None without recorded runs."""
+    runs = main_bert_runs()
+    if not runs:
+        return []
+    timed = ("speedup_1", "speedup_64") if all("speedup_64" in run.metrics for run in runs) else ()
+    metrics = ("test_score", "teacher_agreement", "experts_per_token", "decided_by_word", *timed)
+    return [
+        "**COMET-BERT**",
+        _markdown(bert_claims(runs)),
+        "SST-2, a six-layer encoder (MiniLM) fine-tuned and split into 4 experts per layer. `pruned`: one expert for "
+        "all, as wide as one of four. `decided_by_word`: share of tokens that go where most tokens of their word go.",
+        _markdown(scores(runs, metrics)),
+    ]
+
+
 def language_table(results: Sequence[Result]) -> pd.DataFrame:
     """Losses (nats per token), experts per token and training TFLOP of language models, one row per gate.
 
@@ -242,7 +269,15 @@ def exits_summary() -> list[str]:
 
 def summary() -> str:
     """Markdown: what each paper claims and what was measured."""
-    parts = ["**COMET**", *comet_summary(), "**EvoMoE**", *evomoe_summary(), "**JEI-DNN**", *exits_summary()]
+    parts = [
+        "**COMET**",
+        *comet_summary(),
+        *bert_summary(),
+        "**EvoMoE**",
+        *evomoe_summary(),
+        "**JEI-DNN**",
+        *exits_summary(),
+    ]
     return "\n\n".join(parts)
 
 
