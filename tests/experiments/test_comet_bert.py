@@ -8,7 +8,7 @@ import pytest
 import torch
 from same_run import failing, without_time
 
-from moe_lab.experiments import comet_bert
+from moe_lab.experiments import comet_bert_training
 from moe_lab.experiments.comet_bert import (
     build_student,
     distil,
@@ -66,7 +66,7 @@ def results(root):
 
 
 def not_again(monkeypatch):
-    monkeypatch.setattr(comet_bert, "fit", lambda *args, **options: pytest.fail("trained again"))
+    monkeypatch.setattr(comet_bert_training, "fit", lambda *args, **options: pytest.fail("trained again"))
 
 
 # ---- the steps
@@ -127,8 +127,8 @@ def test_finished_steps_are_read_back_and_not_computed_again(results, root, monk
 
 def test_recompute_trains_the_student_again_to_the_same_numbers_but_not_the_teacher(results, root, monkeypatch):
     calls = []
-    real = comet_bert.fit
-    monkeypatch.setattr(comet_bert, "fit", lambda *args, **options: calls.append(1) or real(*args, **options))
+    real = comet_bert_training.fit
+    monkeypatch.setattr(comet_bert_training, "fit", lambda *args, **options: calls.append(1) or real(*args, **options))
     again = run(tiny(gate="hash"), root=root, recompute=True, progress=False)
     assert len(calls) == 1
     assert without_time(again)["curves"] == without_time(results["hash"])["curves"]
@@ -147,7 +147,7 @@ def test_recompute_trains_the_student_again_to_the_same_numbers_but_not_the_teac
 def test_a_run_that_was_stopped_ends_like_one_that_was_not(results, root, tmp_path, monkeypatch, function, n_calls):
     config = tiny(gate="comet")
     with monkeypatch.context() as patch:
-        patch.setattr(comet_bert, function, failing(getattr(comet_bert, function), n_calls))
+        patch.setattr(comet_bert_training, function, failing(getattr(comet_bert_training, function), n_calls))
         with pytest.raises(RuntimeError, match="power cut"):
             run(config, root=tmp_path, progress=False)
     resumed = run(config, root=tmp_path, progress=False)
@@ -292,13 +292,13 @@ def test_watched_sentences_say_where_each_token_went_and_what_an_expert_is_worth
 
 def test_importance_is_measured_on_training_rows_unless_told_otherwise(results, root, tmp_path, monkeypatch):
     seen = []
-    real = comet_bert.Batches
+    real = comet_bert_training.Batches
 
     def watched(arrays, *args, **options):
         seen.append(arrays["tokens"])
         return real(arrays, *args, **options)
 
-    monkeypatch.setattr(comet_bert, "Batches", watched)
+    monkeypatch.setattr(comet_bert_training, "Batches", watched)
     texts = load_texts(tiny())
     for split, rows in (("train", 30), ("valid", 20)):
         result = importance(tiny(importance_split=split), root=root, recompute=True)
