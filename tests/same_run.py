@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 _TIMES = ("seconds", "steps_per_second")
 
 
@@ -25,3 +27,26 @@ def failing(real, n_calls: int):
         return real(*args, **options)
 
     return function
+
+
+def numbers(value):
+    """All numbers inside, in order; times left out."""
+    if isinstance(value, dict):
+        inner = [item for key, item in value.items() if key not in ("seconds", "steps_per_second")]
+        return [number for item in inner for number in numbers(item)]
+    if isinstance(value, list):
+        return [number for item in value for number in numbers(item)]
+    return [] if isinstance(value, str) else [float(value)]
+
+
+def same_results(result, other, **tolerance):
+    """Curves and metrics agree, name by name and number by number."""
+    assert result.config == other.config
+    assert result.metrics.keys() == other.metrics.keys()
+    assert result.curves.keys() == other.curves.keys()
+    for name, rows in result.curves.items():
+        for row, other_row in zip(rows, other.curves[name], strict=True):
+            assert list(row) == list(other_row)
+            np.testing.assert_allclose(numbers(row), numbers(other_row), **tolerance, err_msg=f"{name} {row}")
+    for name, value in result.metrics.items():
+        np.testing.assert_allclose(numbers({name: value}), numbers({name: other.metrics[name]}), **tolerance)

@@ -10,6 +10,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from same_run import same_results
 
 from moe_lab.experiments import comet_recommender, comet_tuning, stacked_trials
 from moe_lab.experiments.comet_recommender import build_model, load_data, two_task_loss
@@ -52,34 +53,13 @@ def trials(gate="comet+", **changes):
     return [dataclasses.replace(TINY, gate=gate, **{**values, **changes}) for values in own]
 
 
-def numbers(value):
-    """All numbers inside, in order; times left out."""
-    if isinstance(value, dict):
-        inner = [item for key, item in value.items() if key not in ("seconds", "steps_per_second")]
-        return [number for item in inner for number in numbers(item)]
-    if isinstance(value, list):
-        return [number for item in value for number in numbers(item)]
-    return [] if isinstance(value, str) else [float(value)]
-
-
-def same(result, other, **tolerance):
-    """Curves and metrics agree, name by name and number by number."""
-    assert result.config == other.config
-    assert result.metrics.keys() == other.metrics.keys()
-    assert result.curves.keys() == other.curves.keys()
-    for name, rows in result.curves.items():
-        for row, other_row in zip(rows, other.curves[name], strict=True):
-            assert list(row) == list(other_row)
-            np.testing.assert_allclose(numbers(row), numbers(other_row), **tolerance, err_msg=f"{name} {row}")
-    for name, value in result.metrics.items():
-        np.testing.assert_allclose(numbers({name: value}), numbers({name: other.metrics[name]}), **tolerance)
-
-
 @pytest.mark.parametrize("gate", GATES)
 def test_a_stack_leaves_the_results_of_one_trial_at_a_time(gate, tmp_path):
     configs = trials(gate)
     for config, result in zip(configs, run_stack(configs, root=tmp_path / "stack", progress=False), strict=True):
-        same(result, comet_recommender.run(config, root=tmp_path / "alone", progress=False), rtol=5e-4, atol=5e-5)
+        same_results(
+            result, comet_recommender.run(config, root=tmp_path / "alone", progress=False), rtol=5e-4, atol=5e-5
+        )
         assert result.environment["trials_side_by_side"] == 3
 
 
@@ -88,7 +68,7 @@ def test_a_trial_with_dropout_is_the_same_alone_and_among_others(gate, tmp_path)
     configs = trials(gate, dropout=0.5, epochs=2)
     among = run_stack(configs, root=tmp_path / "three", progress=False)
     (alone,) = run_stack(configs[1:2], root=tmp_path / "one", progress=False)
-    same(among[1], alone, rtol=5e-4, atol=5e-5)
+    same_results(among[1], alone, rtol=5e-4, atol=5e-5)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -108,7 +88,9 @@ def test_trials_stop_by_their_own_patience_as_they_do_alone(tmp_path):
     results = run_stack(configs, root=tmp_path / "stack", progress=False)
     assert len({result.metrics["epochs"] for result in results}) > 1
     for config, result in zip(configs, results, strict=True):
-        same(result, comet_recommender.run(config, root=tmp_path / "alone", progress=False), rtol=5e-4, atol=5e-5)
+        same_results(
+            result, comet_recommender.run(config, root=tmp_path / "alone", progress=False), rtol=5e-4, atol=5e-5
+        )
 
 
 def test_the_first_step_has_the_losses_and_gradients_of_the_ordinary_model():
@@ -155,7 +137,7 @@ def test_a_killed_stack_goes_on_to_the_same_results_bit_for_bit(place, tmp_path,
             run_stack(configs, root=tmp_path / "parts", progress=False)
     assert len(find_results("comet_recommender", root=tmp_path / "parts")) == (1 if place == "_finish" else 0)
     for result, other in zip(run_stack(configs, root=tmp_path / "parts", progress=False), whole, strict=True):
-        same(result, other, rtol=0, atol=0)
+        same_results(result, other, rtol=0, atol=0)
     assert not list(tmp_path.rglob("*.ckpt*"))
 
 
@@ -190,7 +172,9 @@ def test_a_trial_that_diverges_is_marked_and_the_others_do_not_notice(gate, tmp_
     assert "step" in results[1].error
     assert not results[1].curves
     for i in (0, 2):
-        same(results[i], comet_recommender.run(configs[i], root=tmp_path / "x", progress=False), rtol=5e-4, atol=5e-5)
+        same_results(
+            results[i], comet_recommender.run(configs[i], root=tmp_path / "x", progress=False), rtol=5e-4, atol=5e-5
+        )
 
 
 def test_times_are_the_trials_share_of_the_stacks_time(tmp_path):

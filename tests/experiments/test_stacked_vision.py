@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from same_run import same_results
 
 from moe_lab.experiments import comet_vision
 from moe_lab.experiments.comet_vision import build_model, classification_loss
@@ -44,34 +45,11 @@ def trials(gate="comet+", **changes):
     return [dataclasses.replace(TINY, gate=gate, **{**values, **changes}) for values in own]
 
 
-def numbers(value):
-    """All numbers inside, in order; times left out."""
-    if isinstance(value, dict):
-        inner = [item for key, item in value.items() if key not in ("seconds", "steps_per_second")]
-        return [number for item in inner for number in numbers(item)]
-    if isinstance(value, list):
-        return [number for item in value for number in numbers(item)]
-    return [] if isinstance(value, str) else [float(value)]
-
-
-def same(result, other, **tolerance):
-    """Curves and metrics agree, name by name and number by number."""
-    assert result.config == other.config
-    assert result.metrics.keys() == other.metrics.keys()
-    assert result.curves.keys() == other.curves.keys()
-    for name, rows in result.curves.items():
-        for row, other_row in zip(rows, other.curves[name], strict=True):
-            assert list(row) == list(other_row)
-            np.testing.assert_allclose(numbers(row), numbers(other_row), **tolerance, err_msg=f"{name} {row}")
-    for name, value in result.metrics.items():
-        np.testing.assert_allclose(numbers({name: value}), numbers({name: other.metrics[name]}), **tolerance)
-
-
 @pytest.mark.parametrize("gate", GATES)
 def test_a_stack_leaves_the_results_of_one_trial_at_a_time(gate, tmp_path):
     configs = trials(gate)
     for config, result in zip(configs, run_stack(configs, root=tmp_path / "stack", progress=False), strict=True):
-        same(result, comet_vision.run(config, root=tmp_path / "alone", progress=False), rtol=5e-4, atol=1e-4)
+        same_results(result, comet_vision.run(config, root=tmp_path / "alone", progress=False), rtol=5e-4, atol=1e-4)
         assert result.environment["trials_side_by_side"] == 3
 
 
@@ -80,7 +58,7 @@ def test_a_mixture_with_centred_pixels_has_its_domains_in_a_stack_too(tmp_path):
     configs = [dataclasses.replace(config, **changes) for config in trials("comet")[:2]]
     for config, result in zip(configs, run_stack(configs, root=tmp_path / "stack", progress=False), strict=True):
         assert set(result.metrics["domain_weights"]) == {"digit"}
-        same(result, comet_vision.run(config, root=tmp_path / "alone", progress=False), rtol=5e-4, atol=1e-4)
+        same_results(result, comet_vision.run(config, root=tmp_path / "alone", progress=False), rtol=5e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +120,7 @@ def test_a_killed_stack_goes_on_to_the_same_results_bit_for_bit(tmp_path, monkey
         with pytest.raises(RuntimeError, match="power cut"):
             run_stack(configs, root=tmp_path / "parts", progress=False)
     for result, other in zip(run_stack(configs, root=tmp_path / "parts", progress=False), whole, strict=True):
-        same(result, other, rtol=0, atol=0)
+        same_results(result, other, rtol=0, atol=0)
 
 
 def test_trials_that_cannot_stack_are_refused_with_the_field():
