@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 
 import torch
@@ -47,8 +46,7 @@ def measure_parts(p: Problem, rounds: int = 5, n_steps: int = 10) -> list[dict]:
     """One row per part: ms, and TFLOP/s or GB/s; none where Triton cannot run."""
     if not comet_kernels.usable(p.x, p.shape.experts, p.shape.k):
         return []
-    sizes = dataclasses.asdict(p.shape) | {"sharpness": p.sharpness}
-    return [sizes | row for row in part_rows("part", parts(p), p.device, rounds, n_steps)]
+    return part_rows("part", parts(p), p.device, rounds, n_steps)
 
 
 def block_choices(n_experts: int) -> Iterator[comet_kernels.TreeBlocks]:
