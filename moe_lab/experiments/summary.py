@@ -33,6 +33,8 @@ from moe_lab.experiments.recorded_studies import (
     side_by_side,
     vision_study,
 )
+from moe_lab.experiments.speed_claims import CLAIMS as SPEED
+from moe_lab.experiments.speed_claims import moe_table, recorded_curve, speed_claims
 from moe_lab.experiments.unlearned_search import compare, readable
 from moe_lab.experiments.vision_claims import vision_claims
 from moe_lab.experiments.vision_config import BASELINES
@@ -267,18 +269,31 @@ def exits_summary() -> list[str]:
     ]
 
 
+def speed_summary() -> list[str]:
+    """Paragraphs: what was asked of the fast paths and what one GPU gave. None without a recorded benchmark."""
+    curves = {name: recorded_curve(name) for name in SPEED}
+    moe = curves["moe"]
+    if moe is None:
+        return []
+    return [
+        "**Speed on one GPU**",
+        _markdown(speed_claims(curves)),
+        f"One MoE layer, forward and backward, {moe.about}; operations that are active. `plain`: sort, grouped "
+        "product, `index_add`, PyTorch's own backward.",
+        _markdown(_shown(moe_table(moe.rows)).reset_index()),
+    ]
+
+
+def _shown(table: pd.DataFrame) -> pd.DataFrame:
+    digits = {"ms": 2, "TFLOP/s": 0, "of dense": 2, "of ScatterMoE": 2, "peak, MiB": 0}
+    text = {name: [f"{value:.{digits[name]}f}" for value in table[name].astype(float)] for name in table}
+    return pd.DataFrame(text, index=table.index)
+
+
 def summary() -> str:
     """Markdown: what each paper claims and what was measured."""
-    parts = [
-        "**COMET**",
-        *comet_summary(),
-        *bert_summary(),
-        "**EvoMoE**",
-        *evomoe_summary(),
-        "**JEI-DNN**",
-        *exits_summary(),
-    ]
-    return "\n\n".join(parts)
+    parts = ["**COMET**", *comet_summary(), *bert_summary(), "**EvoMoE**", *evomoe_summary()]
+    return "\n\n".join([*parts, "**JEI-DNN**", *exits_summary(), *speed_summary()])
 
 
 if __name__ == "__main__":

@@ -43,7 +43,8 @@ def _write_tiny(folder):
     write_notebook(folder, "90_tiny", cells)
 
 
-SLIDERS = {"02": "depth", "09": "soft share", "12": "threshold"}  # number of a notebook -> the slider that is moved
+# Number of a notebook -> the slider that is moved.
+SLIDERS = {"02": "depth", "09": "soft share", "12": "threshold", "15": "unevenness"}
 NOTEBOOKS = [("90_tiny", "depth")]
 NOTEBOOKS += [
     (path.stem, SLIDERS[path.stem[:2]]) for path in sorted(notebooks_dir().glob("*.ipynb")) if path.stem[:2] in SLIDERS
