@@ -78,7 +78,7 @@ def moe_tables(config: MoeBench, device: torch.device) -> Iterator[tuple[str, li
             yield "tuned", [row | about for row in tuned_rows(tune(problem))]
         yield "moe", measure(problem, cases, rounds=config.rounds, n_steps=config.steps)
         if config.parts:
-            yield "stages", [row | about for row in measure_stages(problem, config.rounds, config.steps)]
+            yield "stages", measure_stages(problem, config.rounds, config.steps)
 
 
 def main(arguments: Sequence[str] | None = None) -> dict:

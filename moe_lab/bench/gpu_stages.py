@@ -61,5 +61,6 @@ def stages(p: Problem) -> dict[str, tuple[Step, float, float]]:
 
 
 def measure_stages(p: Problem, rounds: int = 5, n_steps: int = 5) -> list[dict]:
-    """One row per stage: ms, and TFLOP/s or GB/s."""
-    return part_rows("stage", stages(p), p.x.device, rounds, n_steps)
+    """One row per stage: the sizes, ms, and TFLOP/s or GB/s."""
+    sizes = dataclasses.asdict(p.shape)
+    return [sizes | row for row in part_rows("stage", stages(p), p.x.device, rounds, n_steps)]
