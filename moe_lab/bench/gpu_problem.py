@@ -49,12 +49,12 @@ SHAPES = (
 )
 
 
-def _variable(logits: Tensor, k: int, generator: torch.Generator) -> Tensor:
-    """(T, E) weights, as a threshold of each token's own leaves them: softmax over its n largest, n drawn around k."""
-    spread = min(max(k - 1, 1), logits.shape[1] - k)
-    count = torch.randint(k - spread, k + spread + 1, (len(logits), 1), generator=generator, device=logits.device)
-    largest, experts = logits.topk(k + spread, dim=1)
-    keep = torch.arange(k + spread, device=logits.device) < count
+def _variable(logits: Tensor, k: int, most: int, generator: torch.Generator) -> Tensor:
+    """(T, E) weights, as a threshold of each token's own leaves them: softmax over its n largest, n drawn around k, at
+    most ``most``."""
+    count = torch.randint(2 * k - most, most + 1, (len(logits), 1), generator=generator, device=logits.device)
+    largest, experts = logits.topk(most, dim=1)
+    keep = torch.arange(most, device=logits.device) < count
     # where: a token without experts gets zeros, not the NaN of an empty softmax.
     weights = largest.masked_fill(~keep, -torch.inf).softmax(1).where(keep, 0)
     return torch.zeros_like(logits).scatter(1, experts, weights)
@@ -107,8 +107,8 @@ class Problem:
         self.b1, self.b2 = (draw(e, h), draw(e, d)) if bias else (None, None)
         self.dense = [draw(k * h, d, scale=d**-0.5), draw(d, k * h, scale=h**-0.5)]
         self.dense_bias = [draw(k * h), draw(d)] if bias else [None, None]
-        self.variable = _variable(logits, k, generator).requires_grad_()
         self.most = min(k + max(k - 1, 1), e)
+        self.variable = _variable(logits, k, self.most, generator).requires_grad_()
         self.variable_flops = 12 * d * h * int((self.variable != 0).sum())
 
     @property

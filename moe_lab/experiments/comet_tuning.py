@@ -132,7 +132,6 @@ def run(
         A Result with ``curves["trials"]``: gate, trial, drawn values, valid_loss, test_loss, test_auc, test_mse,
         experts_per_example, used_experts, seconds; a trial that diverged has NaN losses.
     """
-    check_stack_size(stack_size)
     how = Trials(_one_trial, _one_stack, root, recompute, progress, n_workers, stack_size, checkpoint_epochs)
     compute = partial(run_trials, config, how)
     return run_cached(EXPERIMENT, config, compute, root=root, recompute=recompute)
@@ -156,12 +155,6 @@ def planned(result: Result, config: TuningConfig) -> Result:
             result.log("plan", gate=gate, trial=index, drawn=values)
     result.save()
     return result
-
-
-def check_stack_size(stack_size: int) -> None:
-    """Raise ValueError for a stack of no trial."""
-    if stack_size < 1:
-        raise ValueError(f"stack_size must be at least 1, got {stack_size}")
 
 
 def diverged() -> dict[str, Any]:
@@ -205,6 +198,9 @@ class Trials:
         one: job -> outcome of one trial; a job is (config, root, recompute, row of the plan).
         many: job -> outcomes of a stack; a job is (configs, root, recompute, progress, checkpoint_epochs, rows).
         root, recompute, progress, n_workers, stack_size, checkpoint_epochs: see `run`.
+
+    Raises:
+        ValueError: a stack of no trial.
     """
 
     one: Callable[[Any], dict[str, Any]]
@@ -215,6 +211,10 @@ class Trials:
     n_workers: int
     stack_size: int
     checkpoint_epochs: int
+
+    def __post_init__(self) -> None:
+        if self.stack_size < 1:
+            raise ValueError(f"stack_size must be at least 1, got {self.stack_size}")
 
 
 def run_trials(

@@ -30,7 +30,7 @@ from moe_lab.experiments.comet_recommender import (
     task_metrics,
     train_recommender,
 )
-from moe_lab.experiments.comet_tuning import Trials, TuningConfig, check_stack_size, diverged, run_trials
+from moe_lab.experiments.comet_tuning import Trials, TuningConfig, diverged, run_trials
 from moe_lab.experiments.recommender_config import RecommenderConfig
 from moe_lab.experiments.stacked_recommender import StackedRecommender
 from moe_lab.experiments.stacked_trials import recommender_kind, run_stack
@@ -64,7 +64,6 @@ def run(
     """
     if not any(gate.endswith("+") for gate in config.gates):
         raise ValueError(f"a control needs a gate with local search, got {', '.join(config.gates)}")
-    check_stack_size(stack_size)
     how = Trials(_one_trial, _one_stack, root, False, progress, n_workers, stack_size, checkpoint_epochs)
     return run_cached(EXPERIMENT, config, partial(_run_trials, config, how), root=root)
 

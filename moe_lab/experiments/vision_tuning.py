@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_lab.experiments import comet_vision
-from moe_lab.experiments.comet_tuning import Trials, check_stack_size, diverged, planned, run_trials
+from moe_lab.experiments.comet_tuning import Trials, diverged, planned, run_trials
 from moe_lab.experiments.settings import profile_settings
 from moe_lab.experiments.stacked_trials import run_stack
 from moe_lab.experiments.vision_config import VisionConfig
@@ -119,7 +119,6 @@ def run(
         A Result with ``curves["trials"]``: gate, trial, drawn values, valid_loss, test_loss, test_accuracy,
         experts_per_example, used_experts, best_epoch, seconds; a trial that diverged has NaN losses.
     """
-    check_stack_size(stack_size)
     how = Trials(_one_trial, _one_stack, root, recompute, progress, n_workers, stack_size, checkpoint_epochs)
     return run_cached(EXPERIMENT, config, partial(run_trials, config, how), root=root, recompute=recompute)
 
