@@ -11,11 +11,21 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from moe_lab.experiments.claims import percent
 from moe_lab.experiments.comet_tuning import pools
 from moe_lab.experiments.recommender_config import RecommenderConfig
 from moe_lab.experiments.summary import tuning_table
 from moe_lab.results import Result
-from moe_lab.tuning import Pool, difference_interval, expected_best, loss_behind, null_ratios, times_fewer_trials
+from moe_lab.tuning import (
+    Interval,
+    Pool,
+    chance_of,
+    difference_interval,
+    expected_best,
+    loss_behind,
+    null_ratios,
+    times_fewer_trials,
+)
 
 PAIRS = (("hash", "hash+"), ("topk", "topk+"), ("comet", "comet+"))
 
@@ -39,6 +49,10 @@ def overview(study: Result) -> pd.DataFrame:
     return table
 
 
+def _with_interval(gap: Interval) -> str:
+    return f"{gap.value:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]"
+
+
 def comparison(of_gate: Mapping[str, Pool]) -> pd.DataFrame:
     """Per pair: difference of expected test losses after 1, 5 and all trials, with intervals; ratio of budgets."""
     rows = {}
@@ -48,7 +62,7 @@ def comparison(of_gate: Mapping[str, Pool]) -> pd.DataFrame:
         for budget in (1, 5, n):
             if budget <= n:
                 gap = difference_interval(of_gate[gate], of_gate[plus], budget)
-                row[f"after {budget}"] = f"{gap.value:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]"
+                row[f"after {budget}"] = _with_interval(gap)
         row["times fewer trials"] = f"{times_fewer_trials(of_gate[gate], of_gate[plus]):.2g} (of {n})"
         rows[f"{plus} − {gate}"] = row
     return pd.DataFrame(rows).T.rename_axis("test loss")
@@ -63,12 +77,18 @@ def worth(of_gate: Mapping[str, Pool], ratios: Sequence[int] = (2, 5, 10)) -> pd
     return pd.DataFrame(rows).T.rename_axis("difference of losses")
 
 
+def first_trials(of_gate: Mapping[str, Pool], count: int) -> dict[str, Pool]:
+    """The study as it was after ``count`` trials per gate."""
+    return {gate: Pool(*(losses[:count] for losses in pool)) for gate, pool in of_gate.items()}
+
+
 def stopped(of_gate: Mapping[str, Pool], counts: Sequence[int]) -> pd.DataFrame:
     """What the study would have said, had it been stopped after so many trials per gate."""
     rows: dict[str, dict[int, str]] = {}
     for gate, plus in pairs_in(of_gate):
         for count in counts:
-            first, second = (Pool(*(losses[:count] for losses in of_gate[name])) for name in (gate, plus))
+            so_far = first_trials(of_gate, count)
+            first, second = so_far[gate], so_far[plus]
             gap = expected_best(second, [5])[0] - expected_best(first, [5])[0]
             rows.setdefault(f"{plus}: times fewer", {})[count] = f"{times_fewer_trials(first, second):.2g}"
             rows.setdefault(f"{plus}: difference after 5", {})[count] = f"{gap:+.4f}"
@@ -108,3 +128,74 @@ def chance(of_gate: Mapping[str, Pool], n_resamples: int = 1000, seed: int = 0) 
         {plus: null_ratios(of_gate[gate], of_gate[plus], **fixed) for gate, plus in pairs},
         {plus: times_fewer_trials(of_gate[gate], of_gate[plus]) for gate, plus in pairs},
     )
+
+
+def _told_apart(gap: Interval) -> str:
+    return "lower" if gap.high < 0 else "higher" if gap.low > 0 else "no"
+
+
+def verdicts(studies: Mapping[str, Mapping[str, Pool]], n_resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
+    """Can "+" be told from chance? By the loss at a fixed budget, and by the ratio of budgets.
+
+    Args:
+        studies: label -> gate -> trials.
+        n_resamples: of the intervals, and shuffles behind the chances.
+        seed: of both.
+
+    Returns:
+        A row per pair and study. ``trials`` of the smaller pool. Difference of expected test losses with a 95 %
+        interval ``after 5`` trials (or all, if there are fewer) and ``after all``; ``loss told apart``: lower, higher
+        or no, by the first of them. ``times fewer trials``; ``as many by chance``: share of shuffled deals with a ratio
+        as large; ``ratio told apart``: fewer, more or no, if at most 2.5 % of deals are as far out on that side.
+    """
+    labels = {pair: [label for label in studies if pair in pairs_in(studies[label])] for pair in PAIRS}
+    rows = {}
+    for (gate, plus), label in ((pair, label) for pair in PAIRS for label in labels[pair]):
+        first, second = studies[label][gate], studies[label][plus]
+        n = min(len(first.test), len(second.test))
+        early, last = (difference_interval(first, second, b, n_resamples, seed) for b in (min(5, n), n))
+        ratio, null = times_fewer_trials(first, second), null_ratios(first, second, n_resamples=n_resamples, seed=seed)
+        fewer, more = chance_of(ratio, null), chance_of(1 / ratio, 1 / null)
+        rows[f"{plus} − {gate}, {label}"] = {
+            "trials": n,
+            "after 5": _with_interval(early),
+            "loss told apart": _told_apart(early),
+            "after all": _with_interval(last),
+            "times fewer trials": f"{ratio:.2g}",
+            "as many by chance": percent(fewer),
+            "ratio told apart": "fewer" if fewer <= 0.025 else "more" if more <= 0.025 else "no",
+        }
+    return pd.DataFrame(rows).T.rename_axis("test loss")
+
+
+def trained_again(first: Result, second: Result) -> pd.DataFrame:
+    """What two studies say of the same points: same seeds and drawn values, other machine, so other rounding and masks.
+
+    Args:
+        first: a study.
+        second: another one of the same search space and seed.
+
+    Returns:
+        A row per gate: ``pairs`` (trials that finished in both), ``second minus first`` (mean test loss and standard
+        error over pairs), ``one trial moves by`` (standard deviation of the difference) and ``points differ by``
+        (standard deviation of the test loss over points).
+
+    Raises:
+        ValueError: trials of the same number are different points.
+    """
+    before, after = (pd.DataFrame(study.curves["trials"]) for study in (first, second))
+    both = before.merge(after, on=["gate", "trial"], suffixes=("", "_again"))
+    if any(row.drawn != row.drawn_again for row in both.itertuples()):
+        raise ValueError("trials of the same number are different points: the studies have different plans")
+    both = both.dropna(subset=["test_loss", "test_loss_again"])
+    both["moved"] = both["test_loss_again"] - both["test_loss"]
+    rows = {
+        gate: {
+            "pairs": len(own),
+            "second minus first": f"{own['moved'].mean():+.4f} ± {own['moved'].sem():.4f}",
+            "one trial moves by": f"{own['moved'].std():.4f}",
+            "points differ by": f"{own['test_loss'].std():.4f}",
+        }
+        for gate, own in both.groupby("gate", sort=False)
+    }
+    return pd.DataFrame(rows).T.rename_axis("gate")

@@ -108,12 +108,17 @@ def tuning_claims(pools: dict[str, Pool], on_what: str) -> pd.DataFrame:
             (
                 f"{claim.better}: up to {claim.up_to:g} times fewer trials than {claim.other} ({claim.source})",
                 f"{at_least}{_times(ratio.value)} times [{_times(ratio.low)}, {_times(ratio.high)}]; "
-                f"as many by chance: {100 * chance:.2g} %",
+                f"as many by chance: {percent(chance)}",
                 f"{on_what}, {largest} trials per gate",
                 _VERDICTS[sign],
             )
         )
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def percent(share: float) -> str:
+    """``6.7 %``: two digits, three for 100."""
+    return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.2g} %"
 
 
 def _times(ratio: float) -> str:

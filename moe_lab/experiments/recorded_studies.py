@@ -1,7 +1,7 @@
-"""Random searches that were recorded: the one of a laptop, the one of a GPU, and both in one table.
+"""Random searches that were recorded: the one of a CPU, the one of a GPU, and both in one table.
 
 A study on a GPU says so in its config (``device`` among the changes) and trains its trials in stacks; a study on a
-laptop has fewer trials of the same search space. Taught in notebook 06.
+CPU has fewer trials of the same search space. Taught in notebook 06.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from moe_lab.experiments.comet_tuning import pools
 from moe_lab.paths import recorded_dir
 from moe_lab.results import Result, find_results
 from moe_lab.search_spaces import describe, search_space
-from moe_lab.tuning import expected_best, top_share
+from moe_lab.tuning import TopShare, expected_best, top_share
 
 
 def _longest(studies: list[Result]) -> Result | None:
@@ -34,7 +34,7 @@ def on_gpu(study: Result) -> bool:
     return str(study.config["changes"].get("device", "cpu")).startswith("cuda")
 
 
-def laptop_study(recommender: str = "standard", root: Path | None = None) -> Result | None:
+def cpu_study(recommender: str = "standard", root: Path | None = None) -> Result | None:
     """The longest study of `comet_tuning` on a CPU; profile "standard": MovieLens-100k. None: not recorded."""
     studies = _studies(comet_tuning.EXPERIMENT, root, recommender=recommender)
     return _longest([study for study in studies if not on_gpu(study)])
@@ -65,6 +65,23 @@ def machine(study: Result) -> str:
     return f"{about['device']}, PyTorch {str(about['torch']).partition('+')[0]}{stacked}"
 
 
+def best_accuracy(study: Result) -> dict[str, TopShare]:
+    """Test accuracy of the trials in `top_share`, the best 5 % by validation loss; empty where trials have none."""
+    rows = pd.DataFrame(study.curves["trials"])
+    if "test_accuracy" not in rows:
+        return {}
+    found = {}
+    for gate, pool in pools(study).items():
+        n = top_share(pool).n
+        best = rows[rows["gate"] == gate].sort_values("valid_loss", kind="stable")["test_accuracy"].head(n)
+        found[gate] = TopShare(best.mean(), best.sem(), n)
+    return found
+
+
+def _readable(top: TopShare) -> str:
+    return f"{top.mean:.4f}" + (f" ± {top.standard_error:.4f}" if top.n > 1 else "")
+
+
 def side_by_side(studies: Mapping[str, Result], dataset: str) -> pd.DataFrame:
     """A row per gate: size of the search space, then for each study what it found.
 
@@ -74,25 +91,23 @@ def side_by_side(studies: Mapping[str, Result], dataset: str) -> pd.DataFrame:
 
     Returns:
         Columns of a study: ``trials`` (that diverged, if any), ``best 5 %`` (mean test loss of the best by validation,
-        and standard error), ``after 1 trial`` (expected test loss), and ``best accuracy`` (test, of the trial that
-        validates best) where trials have an accuracy. A gate that a study lacks has empty cells.
+        and standard error), ``after 1 trial`` (expected test loss), and ``accuracy, best 5 %`` (`best_accuracy`) where
+        trials have an accuracy. A gate that a study lacks has empty cells.
     """
     gates = list(dict.fromkeys(gate for study in studies.values() for gate in pools(study)))
     table = pd.DataFrame({"search space": [describe(search_space(dataset, gate)) for gate in gates]}, index=gates)
     for label, study in studies.items():
-        rows = pd.DataFrame(study.curves["trials"])
-        before = f"{label}: " if len(studies) > 1 else ""
+        before, accuracy = f"{label}: " if len(studies) > 1 else "", best_accuracy(study)
         columns: dict[str, dict[str, str]] = {}
         for gate, pool in pools(study).items():
-            top, own = top_share(pool), rows[rows["gate"] == gate]
             diverged = int(np.isinf(pool.valid).sum())
             cells = {
                 "trials": f"{len(pool.test)}" + (f" ({diverged} diverged)" if diverged else ""),
-                "best 5 %": f"{top.mean:.4f}" + (f" ± {top.standard_error:.4f}" if top.n > 1 else ""),
+                "best 5 %": _readable(top_share(pool)),
                 "after 1 trial": f"{expected_best(pool, [1])[0]:.4f}",
             }
-            if "test_accuracy" in own:
-                cells["best accuracy"] = f"{own.loc[own['valid_loss'].idxmin(), 'test_accuracy']:.4f}"
+            if gate in accuracy:
+                cells["accuracy, best 5 %"] = _readable(accuracy[gate])
             for name, cell in cells.items():
                 columns.setdefault(before + name, {})[gate] = cell
         table = table.assign(**{name: pd.Series(cells) for name, cells in columns.items()})

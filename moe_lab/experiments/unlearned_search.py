@@ -126,6 +126,28 @@ def readable(comparison: pd.DataFrame) -> pd.DataFrame:
     return text
 
 
+def sentences(comparison: pd.DataFrame) -> list[str]:
+    """What `compare` says, a sentence per "+" gate; two means are told apart if over 2 standard errors lie between."""
+    said = []
+    for gate, row in comparison.iterrows():
+        by = f"by {abs(row['learning']):.4f} ± {row['learning_error']:.4f} ({row['pairs']:.0f} pairs)"
+        if row["learning"] < -2 * row["learning_error"]:
+            sentence = f"{gate}: learned permutations are better than random ones {by}"
+        elif row["learning"] > 2 * row["learning_error"]:
+            sentence = f"{gate}: learned permutations are worse than random ones {by}"
+        else:
+            value = f"{row['learning']:+.4f} ± {row['learning_error']:.4f}"
+            sentence = (
+                f"{gate}: learned and random permutations cannot be told apart ({value}, {row['pairs']:.0f} pairs)"
+            )
+        if row["plus"] < -2 * row["plus_error"]:
+            sentence += f'; {100 * row["left"]:.0f} % of what "+" gains is left if nothing is learned'
+        else:
+            sentence += '; "+" gains nothing that can be told from chance'
+        said.append(f"{sentence}.")
+    return said
+
+
 def run_trial(config: RecommenderConfig, *, root: Path | str | None = None) -> Result:
     """One training; metrics as in `comet_recommender.run`. The gate must have a "+"."""
     return run_cached(TRIAL, config, partial(_train_and_test, config), root=root)

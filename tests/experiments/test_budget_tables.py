@@ -1,12 +1,14 @@
 """Tables of notebook 06 hold the numbers of their pools."""
 
 import numpy as np
+import pandas as pd
+import pytest
 
 from moe_lab.experiments import budget_tables as tables
 from moe_lab.experiments.comet_tuning import TuningConfig
 from moe_lab.results import Result
 from moe_lab.results.plain import to_plain
-from moe_lab.tuning import Pool, expected_best, loss_behind, times_fewer_trials
+from moe_lab.tuning import Pool, difference_interval, expected_best, loss_behind, times_fewer_trials
 
 
 def pool(shift, n=20, seed=0):
@@ -63,3 +65,45 @@ def test_overview_of_a_study():
     assert table["seconds per trial"].to_dict() == {"hash": 1.0, "hash+": 2.0}
     assert table["test loss, best 1"]["hash"] == "0.5000"  # a single trial has no standard error
     assert table["search space"]["hash+"] == "4 x a range"
+
+
+def test_verdicts_by_the_loss_and_by_the_ratio_a_row_per_pair_and_study():
+    same, few = {"topk": pool(0), "topk+": pool(0)}, {"hash": pool(1, 4), "hash+": pool(0, 4, 1)}
+    table = tables.verdicts({"long": POOLS, "short": few, "same": same}, n_resamples=200)
+    assert list(table.index) == ["hash+ − hash, long", "hash+ − hash, short", "topk+ − topk, same"]
+    assert table["trials"].tolist() == [20, 4, 20]
+    gap = difference_interval(POOLS["hash"], POOLS["hash+"], 20, 200)
+    assert table.loc["hash+ − hash, long", "after all"] == f"{gap.value:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]"
+    assert table["loss told apart"].tolist() == ["lower", "lower", "no"]
+    assert table["ratio told apart"][["hash+ − hash, long", "topk+ − topk, same"]].tolist() == ["fewer", "no"]
+    assert table["times fewer trials"].tolist() == ["20", "4", "1"]
+    assert table.loc["hash+ − hash, short", "after 5"] == table.loc["hash+ − hash, short", "after all"]
+    turned = {"hash": POOLS["hash+"], "hash+": POOLS["hash"]}
+    row = tables.verdicts({"turned": turned}, n_resamples=200).iloc[0]
+    assert row[["loss told apart", "ratio told apart", "as many by chance"]].tolist() == ["higher", "more", "100 %"]
+
+
+def by_hand(**losses):
+    rows = [
+        {"gate": gate, "trial": i, "drawn": {"learning_rate": i + 1.0}, "valid_loss": loss, "test_loss": loss}
+        for gate, of in losses.items()
+        for i, loss in enumerate(of)
+    ]
+    return Result("toy", {"gates": list(losses)}, None, curves={"trials": rows})
+
+
+def test_the_same_points_trained_again_are_compared_trial_by_trial():
+    nan = float("nan")
+    first, second = by_hand(hash=[1.0, 3.0, nan], topk=[1.0]), by_hand(hash=[1.5, 3.1, 2.0, 9.0], comet=[0.0])
+    table = tables.trained_again(first, second)
+    assert list(table.index) == ["hash"]
+    assert table.loc["hash"].tolist() == [2, "+0.3000 ± 0.2000", f"{0.4 / 2**0.5:.4f}", f"{2**0.5:.4f}"]
+    second.curves["trials"][1]["drawn"] = {"learning_rate": 0.5}
+    with pytest.raises(ValueError, match="different points"):
+        tables.trained_again(first, second)
+
+
+def test_first_trials_are_the_study_as_it_was():
+    first = tables.first_trials(POOLS, 3)
+    pd.testing.assert_series_equal(pd.Series(first["hash"].test), pd.Series(POOLS["hash"].test[:3]))
+    assert {len(pool.valid) for pool in first.values()} == {3}

@@ -1,4 +1,4 @@
-"""Studies of a laptop and of a GPU are told apart and shown beside each other; all here are written by hand."""
+"""Studies of a CPU and of a GPU are told apart and shown beside each other; all here are written by hand."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import pytest
 from moe_lab.experiments import comet_tuning, summary, unlearned_search, vision_tuning
 from moe_lab.experiments.comet_tuning import TuningConfig
 from moe_lab.experiments.recorded_studies import (
+    best_accuracy,
     control_of,
+    cpu_study,
     gpu_study,
-    laptop_study,
     machine,
     on_gpu,
     side_by_side,
@@ -43,17 +44,17 @@ def tuning(n_trials, **changes):
 
 
 def test_the_longest_study_of_either_machine_is_found(tmp_path):
-    assert laptop_study(root=tmp_path) is gpu_study(root=tmp_path) is vision_study(root=tmp_path) is None
-    assert laptop_study(root=tmp_path / "no such folder") is None
+    assert cpu_study(root=tmp_path) is gpu_study(root=tmp_path) is vision_study(root=tmp_path) is None
+    assert cpu_study(root=tmp_path / "no such folder") is None
     study(tmp_path, comet_tuning.EXPERIMENT, TuningConfig(n_trials=60))  # planted data
     for n, changes in ((3, {}), (4, {}), (5, {"device": "cuda"}), (9, {"device": "cuda:0"})):
         study(tmp_path, comet_tuning.EXPERIMENT, tuning(n, **changes))
     for n in (2, 6):
         study(tmp_path, vision_tuning.EXPERIMENT, VisionTuningConfig.profile("standard", gates=GATES, n_trials=n))
-    small, large = laptop_study(root=tmp_path), gpu_study(root=tmp_path)
+    small, large = cpu_study(root=tmp_path), gpu_study(root=tmp_path)
     assert (small.config["n_trials"], large.config["n_trials"]) == (4, 9)
     assert (on_gpu(small), on_gpu(large)) == (False, True)
-    assert laptop_study("quick", root=tmp_path).config["n_trials"] == 60
+    assert cpu_study("quick", root=tmp_path).config["n_trials"] == 60
     assert gpu_study("quick", root=tmp_path) is None
     assert vision_study(root=tmp_path).config["n_trials"] == 6
     assert control_of(small, root=tmp_path) is None
@@ -67,11 +68,11 @@ def test_both_stand_in_one_table_by_gate(tmp_path):
     config = dataclasses.replace(tuning(40, device="cuda"), gates=("topk", "comet"))
     large = study(tmp_path, comet_tuning.EXPERIMENT, config, better=0.5, beside=40)
     large.curves["trials"][0] |= {"valid_loss": float("nan"), "test_loss": float("nan")}
-    table = side_by_side({"laptop": small, "GPU": large}, "ml-100k")
+    table = side_by_side({"CPU": small, "GPU": large}, "ml-100k")
     assert list(table.index) == [*GATES, "comet"]
-    assert table.loc["hash", "laptop: trials"] == "4"
-    assert table.loc["hash+", "laptop: best 5 %"] == "2.9700"  # one trial: no error
-    assert table.loc["hash", "GPU: best 5 %"] == table.loc["comet", "laptop: trials"] == ""
+    assert table.loc["hash", "CPU: trials"] == "4"
+    assert table.loc["hash+", "CPU: best 5 %"] == "2.9700"  # one trial: no error
+    assert table.loc["hash", "GPU: best 5 %"] == table.loc["comet", "CPU: trials"] == ""
     assert table.loc["topk", "GPU: trials"] == "40 (1 diverged)"
     assert table.loc["comet", "GPU: best 5 %"] == "2.1150 ± 0.0050"  # 2.5 - 0.39, 2.5 - 0.38 at the second place
     assert table.loc["comet", "GPU: after 1 trial"] == "2.3050"
@@ -80,32 +81,42 @@ def test_both_stand_in_one_table_by_gate(tmp_path):
     assert machine(small) == "a chip, PyTorch 2.11.0"
 
 
-def test_of_images_the_accuracy_is_that_of_the_trial_that_validates_best(tmp_path):
+def test_of_images_the_accuracy_is_that_of_the_trials_that_validate_best(tmp_path):
     config = VisionTuningConfig.profile("standard", gates=("hash",), n_trials=5)
     found = study(
         tmp_path, vision_tuning.EXPERIMENT, config, test_accuracy=lambda index: 0.9 + index * (5 - index) / 100
     )
     table = side_by_side({"GPU": found}, "multimnist")
-    assert list(table.columns) == ["search space", "trials", "best 5 %", "after 1 trial", "best accuracy"]
-    assert table.loc["hash", "best accuracy"] == "0.9400"  # of trial 4; trials 2 and 3 have more
+    assert list(table.columns) == ["search space", "trials", "best 5 %", "after 1 trial", "accuracy, best 5 %"]
+    assert table.loc["hash", "accuracy, best 5 %"] == "0.9400"  # of trial 4; trials 2 and 3 have more
+    config = VisionTuningConfig.profile("standard", gates=("hash",), n_trials=40)
+    found = study(tmp_path, vision_tuning.EXPERIMENT, config, test_accuracy=lambda index: 0.5 + index / 100)
+    found.curves["trials"][39] |= dict.fromkeys(("valid_loss", "test_loss", "test_accuracy"), float("nan"))  # diverged
+    top = best_accuracy(found)["hash"]
+    assert (top.n, top.mean) == (2, pytest.approx(0.875))  # trials 37 and 38
+    assert top.standard_error == pytest.approx(0.005)
+    assert best_accuracy(study(tmp_path, comet_tuning.EXPERIMENT, tuning(4))) == {}
 
 
 def test_the_readmes_tables_show_both_machines_as_soon_as_both_are_there(tmp_path, monkeypatch):
     without = summary._study_tables()
     large = study(tmp_path, comet_tuning.EXPERIMENT, tuning(40, device="cuda"), beside=40)
-    images = VisionTuningConfig.profile("standard", gates=GATES, n_trials=5)
+    config = VisionTuningConfig.profile("standard", gates=GATES, n_trials=5)
+    images = study(tmp_path, vision_tuning.EXPERIMENT, config)
     monkeypatch.setattr(summary, "gpu_study", lambda: large)
-    monkeypatch.setattr(summary, "vision_study", lambda: study(tmp_path, vision_tuning.EXPERIMENT, images))
+    monkeypatch.setattr(summary, "vision_study", lambda: images)
     text = "\n".join(summary._study_tables())
     assert "GPU: a chip, PyTorch 2.11.0, 40 trials side by side" in text
-    assert "laptop: best 5 %" in text and "GPU: best 5 %" in text
+    assert "CPU: best 5 %" in text and "GPU: best 5 %" in text
     assert "Random search on MultiMNIST" in text and "5 epochs each" in text
-    assert without[-1] in text  # the laptop's control
+    assert without[-1] in text  # the CPU's control
+    assert "\nCPU:\n" in text and "\nGPU:\n" not in text  # whose control it is
     claims = summary.comet_summary()[0]
+    assert "multimnist, a chip, 5 trials per gate" in claims
     assert "ml-100k, 40 trials per gate" in claims and "ml-100k, a chip, 40 trials per gate" in claims
 
 
-def test_the_readmes_tables_have_the_gpus_control_beside_the_laptops(tmp_path, monkeypatch):
+def test_the_readmes_tables_have_the_gpus_control_beside_that_of_the_cpu(tmp_path, monkeypatch):
     config = tuning(9, device="cuda")
     large = study(tmp_path, comet_tuning.EXPERIMENT, config)
     control = study(tmp_path, unlearned_search.EXPERIMENT, dataclasses.replace(config, gates=("hash+", "topk+")))
@@ -114,7 +125,7 @@ def test_the_readmes_tables_have_the_gpus_control_beside_the_laptops(tmp_path, m
     monkeypatch.setattr(summary, "gpu_study", lambda: large)
     monkeypatch.setattr(summary, "control_of", lambda study: control if study is large else real(study))
     parts = summary._study_tables()
-    assert parts[-4] == "Laptop:" and parts[-2] == "GPU:"
+    assert parts[-4] == "CPU:" and parts[-2] == "GPU:"
     assert parts[-1].count("| 9 |") == 2
 
 

@@ -1,5 +1,6 @@
 """The control of the tuning study: everything is as in the trial it controls, only nothing is searched."""
 
+import pandas as pd
 import pytest
 
 from moe_lab.experiments import comet_recommender, comet_tuning, unlearned_search
@@ -103,6 +104,21 @@ def test_numbers_by_hand_and_diverged_trials_leave_their_pair():
     assert table["left"] == 2.25 / 2
     text = unlearned_search.readable(table.to_frame().T.rename_axis("gate"))
     assert text["learned minus not learned"]["hash+"] == "-0.2500 ± 0.2500"
+
+
+def test_sentences_tell_apart_what_lies_two_standard_errors_apart():
+    row = {"learning_error": 0.5, "plus": -3.0, "plus_error": 1.0, "left": 0.63, "pairs": 40.0}
+    rows = {
+        "hash+": {**row, "learning": -2.0},
+        "topk+": {**row, "learning": 2.0, "plus": -1.0},
+        "comet+": {**row, "learning": 0.5},
+    }
+    better, worse, apart = unlearned_search.sentences(pd.DataFrame(rows).T)
+    assert better.startswith("hash+: learned permutations are better than random ones by 2.0000 ± 0.5000 (40 pairs)")
+    assert better.endswith('63 % of what "+" gains is left if nothing is learned.')
+    assert worse.startswith("topk+: learned permutations are worse")
+    assert worse.endswith('"+" gains nothing that can be told from chance.')
+    assert apart.startswith("comet+: learned and random permutations cannot be told apart (+0.5000 ± 0.5000")
 
 
 def test_other_studies_and_studies_without_search_are_refused(tmp_path):
