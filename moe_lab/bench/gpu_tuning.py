@@ -10,18 +10,17 @@ from typing import TypeVar
 import torch
 
 from moe_lab.bench.device import device_turns
-from moe_lab.bench.gpu_problem import Problem
+from moe_lab.bench.gpu_problem import Problem, Step
 from moe_lab.bench.gpu_stages import stages
 from moe_lab.experts import kernels
 
 Blocks = TypeVar("Blocks")
-TILES = (  # to try for our own products; compiled for sm_90, the 256-wide ones spill a few registers at the end
-    kernels.Product(128, 128, 8, depth=64, stages=3, registers=128),
-    kernels.Product(128, 128, 8, depth=64, stages=4, registers=None),
+TILES = (  # to try for our own products; compiled for sm_90, they spill few registers or none
     kernels.Product(128, 256, 8, depth=64, stages=3, registers=None),
     kernels.Product(128, 256, 8, depth=64, stages=4, registers=None),
-    kernels.Product(64, 256, 8, depth=64, stages=2, registers=128),
-    kernels.Product(256, 128, 8, depth=64, stages=3, registers=None),
+    kernels.Product(128, 128, 8, depth=64, stages=3, registers=128, pieces=8, programs=2),
+    kernels.Product(128, 128, 8, depth=64, stages=3, registers=128, turns=False),
+    kernels.Product(128, 128, 4, depth=64, stages=3, registers=None, turns=False),
 )
 
 
@@ -74,13 +73,21 @@ def tune(p: Problem, n_steps: int = 10) -> dict[str, dict]:
     """
     if not kernels.usable(p.x):
         return {}
-    parts = {label.split(",")[0]: part[0] for label, part in stages(p).items()}
+    uses: dict[str, list[Step]] = {}  # of each kernel: one may do for several stages
+    for label, (step, *_) in stages(p).items():
+        uses.setdefault(label.split(",")[0], []).append(step)
     best: dict[str, dict] = {}
-    for name in kernels.BLOCKS:
-        keep_fastest(name, parts[name], block_choices(), kernels.BLOCKS, p.x.device, n_steps, best)
-    for name in kernels.PRODUCTS.keys() & parts.keys():
-        keep_fastest(name, parts[name], TILES, kernels.PRODUCTS, p.x.device, n_steps, best)
+    for table, choices in ((kernels.BLOCKS, tuple(block_choices())), (kernels.PRODUCTS, TILES)):
+        for name in table:
+            if name in uses:
+                step = functools.partial(_each_of, uses[name])
+                keep_fastest(name, step, choices, table, p.x.device, n_steps, best)
     return best
+
+
+def _each_of(steps: Iterable[Step]) -> None:
+    for step in steps:
+        step()
 
 
 def tuned_rows(tuned: dict[str, dict]) -> list[dict]:

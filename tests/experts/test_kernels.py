@@ -5,6 +5,8 @@ The Triton half runs on CUDA, or in Triton's interpreter: TRITON_INTERPRET=1 pyt
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from hypothesis import given
@@ -29,6 +31,13 @@ def small_blocks(monkeypatch):
             monkeypatch.setitem(kernels.BLOCKS, name, Blocks(2, 16, 1))
         for name in kernels.PRODUCTS:
             monkeypatch.setitem(kernels.PRODUCTS, name, Product(4, 16, 1, depth=16, stages=1, registers=None))
+
+
+@pytest.fixture(params=[True, False], ids=["turns", "one each"])
+def tiles_in_turns(request, small_blocks, monkeypatch):
+    """Both ways in which products go over their tiles."""
+    for name, tile in kernels.PRODUCTS.items():
+        monkeypatch.setitem(kernels.PRODUCTS, name, dataclasses.replace(tile, turns=request.param))
 
 
 def routed(tokens, n_experts, k, seed=0):
@@ -236,9 +245,24 @@ def test_triton_keeps_nan():
 
 
 @needs_triton
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("counts", [[0, 1, 9, 0, 3], [300, 0, 0, 129, 1], [0, 0, 0, 0, 7]], ids=str)
+def test_a_product_equals_the_loop_over_experts_and_leaves_rows_of_nobody_alone(counts, transposed, tiles_in_turns):
+    """Odd rests in rows and columns; the last rows belong to no expert."""
+    half, inner = (torch.bfloat16, 64) if DEVICE == "cuda" else (torch.float16, 32)
+    ends, n = torch.tensor(counts).cumsum(0).to(DEVICE, torch.int32), sum(counts)
+    rows = torch.randn(n + 5, inner, device=DEVICE).to(half)
+    rows[n:] = torch.nan
+    w = torch.randn(5, 40, inner, device=DEVICE).to(half)
+    found = kernels.product(rows, w if transposed else w.transpose(1, 2).contiguous(), ends, transposed)[:n]
+    expected = torch.cat([part @ each.T for part, each in zip(rows[:n].float().split(counts), w.float(), strict=True)])
+    assert found.dtype == half and (found.float() - expected).norm() < 5e-3 * expected.norm()
+
+
+@needs_triton
 @pytest.mark.parametrize("has_bias", [True, False])
 @pytest.mark.parametrize("activation", kernels.ACTIVATIONS)
-def test_the_product_that_ends_in_the_activation_s_backward_equals_the_two_steps(activation, has_bias):
+def test_the_product_that_ends_in_the_activation_s_backward_equals_the_two_steps(activation, has_bias, tiles_in_turns):
     """Odd rests in rows, columns and depth; experts 0 and 3 have no rows."""
     half = torch.bfloat16 if DEVICE == "cuda" else torch.float16  # the interpreter cannot multiply bfloat16
     ends = torch.tensor([0, 1, 10, 10, 13], dtype=torch.int32, device=DEVICE)
@@ -259,7 +283,7 @@ def test_the_product_that_ends_in_the_activation_s_backward_equals_the_two_steps
 @needs_triton
 @pytest.mark.parametrize("has_bias", [True, False])
 @pytest.mark.parametrize("activation", kernels.ACTIVATIONS)
-def test_the_product_that_ends_in_the_activation_equals_the_two_steps(activation, has_bias):
+def test_the_product_that_ends_in_the_activation_equals_the_two_steps(activation, has_bias, tiles_in_turns):
     half, inner = (torch.bfloat16, 64) if DEVICE == "cuda" else (torch.float16, 32)
     ends = torch.tensor([0, 1, 10, 10, 13], dtype=torch.int32, device=DEVICE)
     rows, w1 = torch.randn(13, inner, device=DEVICE).to(half), torch.randn(5, inner, 40, device=DEVICE).to(half)

@@ -11,7 +11,8 @@ token has is called ``slots``: the integer K (token t has pairs tK .. tK + K - 1
                  sum_rows            y[t] = sum over the token's pairs of rows[place[m]], added in float32
     activation   activate            a = g * act(h + b_e)
                  activate_backward   dh = g * act'(h + b_e) * da,  dg = <act(h + b_e), da>,  db_e = sum of dh over e
-    products     hidden              h = X W_e and activate, in one grouped product
+    products     product             rows W_e or rows W_e^T, per expert
+                 hidden              h = X W_e and activate, in one grouped product
                  hidden_gradient     da = G W_e^T and activate_backward, in one that does not write da
     tuning       block shapes
 
@@ -31,7 +32,7 @@ from moe_lab.experts.kernels.order import (
     pattern_order,
     pattern_order_oracle,
 )
-from moe_lab.experts.kernels.products import fusable, hidden, hidden_gradient
+from moe_lab.experts.kernels.products import fusable, hidden, hidden_gradient, product
 from moe_lab.experts.kernels.rows import scatter_rows, scatter_rows_oracle, sum_rows, sum_rows_oracle
 from moe_lab.experts.kernels.tuning import BLOCKS, PRODUCTS, Blocks, Product
 from moe_lab.triton_support import INTERPRETED, triton, usable
@@ -56,6 +57,7 @@ __all__ = [
     "hidden_gradient",
     "pattern_order",
     "pattern_order_oracle",
+    "product",
     "scatter_rows",
     "scatter_rows_oracle",
     "sum_rows",

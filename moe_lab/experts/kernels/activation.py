@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from moe_lab.experts.kernels import tuning
 from moe_lab.experts.kernels.common import power_of_2, precise
-from moe_lab.experts.kernels.tiles import experts_of_rows, sum_tiles, tile_rows
+from moe_lab.experts.kernels.tiles import expert_tiles, experts_of_rows, sum_tiles, tile_rows
 from moe_lab.triton_support import jit, tl, triton, usable
 
 
@@ -45,7 +45,8 @@ def _activate_kernel(
     ACT: tl.constexpr, BIAS: tl.constexpr, TILE_ROWS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     E_PAD: tl.constexpr,
 ):  # fmt: skip
-    expert, row, stop = tile_rows(ends, tl.program_id(0), n, n_experts, TILE_ROWS, E_PAD)
+    begin, end, through = expert_tiles(ends, n, n_experts, TILE_ROWS, E_PAD)
+    expert, row, stop = tile_rows(begin, end, through, tl.program_id(0), TILE_ROWS, E_PAD)
     c = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     b = tl.load(bias + expert * width + c, mask=c < width, other=0.0).to(tl.float32) if BIAS else 0.0
     for done in range(0, TILE_ROWS, ROWS):
@@ -65,7 +66,8 @@ def _activate_backward_kernel(
     COLUMNS: tl.constexpr, E_PAD: tl.constexpr,
 ):  # fmt: skip
     tile, block = tl.program_id(0), tl.program_id(1)
-    expert, row, stop = tile_rows(ends, tile, n, n_experts, TILE_ROWS, E_PAD)
+    begin, end, through = expert_tiles(ends, n, n_experts, TILE_ROWS, E_PAD)
+    expert, row, stop = tile_rows(begin, end, through, tile, TILE_ROWS, E_PAD)
     c = block * COLUMNS + tl.arange(0, COLUMNS)
     b = tl.load(bias + expert * width + c, mask=c < width, other=0.0).to(tl.float32) if BIAS else 0.0
     total = tl.zeros((ROWS, COLUMNS), tl.float32)

@@ -13,18 +13,23 @@ from moe_lab.triton_support import jit, tl
 
 
 @jit
-def tile_rows(ends, tile, n, n_experts, TILE_ROWS: tl.constexpr, E_PAD: tl.constexpr):
-    """The expert, first row and end of a tile. Tiles belong to one expert each; behind the last come empty ones."""
+def expert_tiles(ends, n, n_experts, TILE_ROWS: tl.constexpr, E_PAD: tl.constexpr):
+    """(E_PAD,) each: an expert's first row, its end, its tiles and all before. Behind the last: none."""
     e = tl.arange(0, E_PAD)
     end = tl.load(ends + e, mask=e < n_experts, other=n)
     begin = tl.load(ends + e - 1, mask=(e > 0) & (e < n_experts), other=0)
     begin = tl.where(e < n_experts, begin, n)
-    tiles = (end - begin + TILE_ROWS - 1) // TILE_ROWS
-    through = tl.cumsum(tiles, 0)
-    mine = (tile < through) & (tile >= through - tiles)
-    row = tl.sum(tl.where(mine, begin + (tile - through + tiles) * TILE_ROWS, 0), 0)
+    return begin, end, tl.cumsum((end - begin + TILE_ROWS - 1) // TILE_ROWS, 0)
+
+
+@jit
+def tile_rows(begin, end, through, tile, TILE_ROWS: tl.constexpr, E_PAD: tl.constexpr):
+    """The expert, first row and end of a tile; the first three of `expert_tiles`. Behind the last come empty ones."""
+    before = through - (end - begin + TILE_ROWS - 1) // TILE_ROWS
+    mine = (tile < through) & (tile >= before)
+    row = tl.sum(tl.where(mine, begin + (tile - before) * TILE_ROWS, 0), 0)
     stop = tl.minimum(row + TILE_ROWS, tl.sum(tl.where(mine, end, 0), 0))
-    return tl.sum(tl.where(mine, e, 0), 0), row, stop
+    return tl.sum(tl.where(mine, tl.arange(0, E_PAD), 0), 0), row, stop
 
 
 def experts_of_rows(ends: Tensor, n: int) -> Tensor:

@@ -22,12 +22,16 @@ class Blocks:
 class Product(Blocks):
     """The tile of a product: ``depth`` of its inner dimension at a time, ``stages`` of them in flight.
 
-    ``registers`` a thread at most: with 128, two programs of 8 warps fit on a multiprocessor; None: no limit.
+    It is finished in ``pieces`` (a power of 2). ``turns``: programs take tiles in turns, see `products`, ``programs``
+    of them side by side on a multiprocessor. Two fit with ``registers`` = 128 a thread and 8 warps; None: no limit.
     """
 
     depth: int
     stages: int
     registers: int | None
+    pieces: int = 4
+    turns: bool = True
+    programs: int = 1
 
 
 # Measured on an H100 with the three shapes of `bench.gpu_problem`; between neighbours lie a few per cent.
@@ -38,4 +42,8 @@ BLOCKS = {
     "activate_backward": Blocks(8, 256, 4),
 }
 TILE = 128  # rows of one expert that a program of the activation kernels walks over, BLOCKS rows at a time
-PRODUCTS = dict.fromkeys(("hidden", "hidden_gradient"), Product(128, 128, 8, depth=64, stages=3, registers=128))
+PRODUCTS = {
+    "product": Product(128, 256, 8, depth=64, stages=4, registers=None),
+    "hidden": Product(128, 128, 8, depth=64, stages=3, registers=128, turns=False),
+    "hidden_gradient": Product(128, 128, 8, depth=64, stages=3, registers=128, turns=False),
+}
