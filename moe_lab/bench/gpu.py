@@ -21,8 +21,9 @@ import torch
 
 from moe_lab.bench import gpu_scattermoe
 from moe_lab.bench.device import circumstances
-from moe_lab.bench.frame import Frame
 from moe_lab.bench.gpu_cases import MoeBench, moe_tables
+from moe_lab.bench.gpu_exits import ExitsBench, exits_tables
+from moe_lab.bench.gpu_exits_planted import TINY
 from moe_lab.bench.gpu_gates import GatesBench, gates_tables
 from moe_lab.bench.gpu_gates_problem import Shape as GatesShape
 from moe_lab.bench.gpu_problem import Shape as MoeShape
@@ -36,23 +37,6 @@ Tables = Iterator[tuple[str, list[dict]]]
 
 class TablesFailed(RuntimeError):
     """Some tables could not be measured; the Result holds the others."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExitsBench(Frame):
-    """What to time of stopping early, see `gpu_exits`.
-
-    Attributes:
-        batches: images per call, a table for each.
-        ratio: of multiply-adds, full network / mean spent.
-        tiny: a network for a dry run.
-    """
-
-    batches: tuple[int, ...] = (1, 64, 512, 4096)
-    ratio: float = 2.05
-    tiny: bool = False
-    rounds: int = 7
-    steps: int = 3
 
 
 @dataclass(frozen=True)
@@ -103,7 +87,7 @@ class GpuBenchConfig:
         frame = {"compiled": False, "rounds": 1, "steps": 2}
         moe = dataclasses.replace(self.moe, shapes=(MoeShape(24, 8, 16, 4, 2), MoeShape(24, 8, 16, 4, 1)), **frame)
         gates = dataclasses.replace(self.gates, shapes=(GatesShape(24, 8, 4, 2),), **frame)
-        exits = dataclasses.replace(self.exits, tiny=True, batches=(8,), **frame)
+        exits = dataclasses.replace(self.exits, size=TINY, batches=(8,), **frame)
         return dataclasses.replace(self, moe=moe, gates=gates, exits=exits, side_by_side=2)
 
 
@@ -116,13 +100,7 @@ def _gates(config: GpuBenchConfig, device: torch.device) -> Tables:
 
 
 def _exits(config: GpuBenchConfig, device: torch.device) -> Tables:
-    from moe_lab.bench.gpu_exits import measure
-    from moe_lab.bench.gpu_exits_planted import TINY, PlantedNetwork, Size
-
-    bench = config.exits
-    planted = PlantedNetwork(TINY if bench.tiny else Size(), bench.ratio, device, bench.torch_dtype, bench.seed)
-    for batch in bench.batches:
-        yield "exits", measure(planted, batch, rounds=bench.rounds, n_steps=bench.steps, compiled=bench.compiled)
+    return exits_tables(config.exits, device)
 
 
 def _trials(config: GpuBenchConfig, device: torch.device) -> Tables:
@@ -142,7 +120,11 @@ def _trials(config: GpuBenchConfig, device: torch.device) -> Tables:
 TABLES: dict[str, tuple[str, Callable[[GpuBenchConfig, torch.device], Tables]]] = {
     "moe": ("MoE layer, forward and backward; of_dense, of_...: TFLOP/s of active operations, that case = 1", _moe),
     "gates": ("COMET's gate, forward and backward; of_topk: time over that of the top-k softmax gate", _gates),
-    "exits": ("Early exits; speed_up: over the fastest full network; reached: that / ratio of multiply-adds", _exits),
+    "exits": (
+        "Early exits; speed_up: over the fastest full network; reached: that / ratio of multiply-adds; "
+        "over_eager: over the eager one",
+        _exits,
+    ),
     "trials": ("Trials per hour: side by side in one stack, and one at a time", _trials),
 }
 

@@ -1,8 +1,8 @@
 """A network whose images say where they leave, for `gpu_exits`: real work, known answers, any distribution of exits.
 
-Nothing is trained. Each image carries the exit where it shall leave: the stem writes it into the first feature of the
-class token (a 1 and a 0 into the next two), which no block changes, and the gate behind block l opens for images whose
-number is at most l. What is written is far from every threshold, so that the exits are the same in bfloat16 and
+Nothing is trained. Each image carries the exit where it shall leave: the stem makes it the first feature of the class
+token (the next two are 1 and 0), which no block changes, and the gate behind block l opens for images whose number is
+at most l. What is planted is far from every threshold, so that the exits are the same in bfloat16 and
 whatever the order of sums. Blocks, tokens and the other nine classes are random. Exits are drawn from shares
 proportional to rho^k, with the rho that gives the wanted ratio of multiply-adds, and the images that are timed are not
 those that `FastPredictor` learns from.
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from moe_lab.exits import ExitGates, MultiExitNetwork, exit_costs
 from moe_lab.exits.policies import geometric_shares
-from moe_lab.models.vit import VisionTransformer
+from moe_lab.models.vit import PatchStem, VisionTransformer
 
 _SURE = 64.0  # class 0's logit per exit that an image has still to go, before the norm
 
@@ -42,19 +42,30 @@ TINY = Size(layers=4, width=32, side=8)  # for a dry run
 
 
 class PlantedStem(nn.Module):
-    """The stem; then the image's first pixel, 1 and 0 take the place of the class token's first three features."""
+    """The stem; the class token's first three features are the image's first pixel, 1 and 0.
 
-    def __init__(self, stem: nn.Module):
+    The first pixel is made a patch of its own, the class token's, and the first pixel of any patch goes to the first
+    feature, and only there: what is planted passes through the product of all patches and costs nothing more.
+
+    Args:
+        stem: is changed.
+    """
+
+    def __init__(self, stem: PatchStem):
         super().__init__()
         self.stem = stem
+        with torch.no_grad():
+            weight = stem.project.weight.flatten(1)  # a view
+            weight[:, 0], weight[0] = 0, 0
+            weight[0, 0] = 1
+            stem.position[0, 0, :3] = 0
+            stem.token[0, 0, :3] = torch.tensor([0.0, 1.0, 0.0])
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, S, D)."""
-        h = self.stem(x)
-        h[:, 0, 0] = x[:, 0, 0, 0].to(h.dtype)
-        h[:, 0, 1] = 1.0
-        h[:, 0, 2] = 0.0
-        return h
+        patches = self.stem.patches(x)
+        patches[:, 0, 0] = x[:, 0, 0, 0]  # zero until now
+        return self.stem.embed(patches)
 
 
 def rho_of(ratio: float, costs: Tensor) -> float:

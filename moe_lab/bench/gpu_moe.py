@@ -20,7 +20,7 @@ from moe_lab.bench import gpu_scattermoe
 from moe_lab.bench.device import captured, device_turns, peak
 from moe_lab.bench.gpu_problem import Problem, Step, error, expected
 from moe_lab.experts import MLPExperts, combine_experts
-from moe_lab.experts.fast import OWN, grouped_mlp
+from moe_lab.experts.fast import grouped_mlp
 from moe_lab.names import check_name
 
 
@@ -88,10 +88,7 @@ def moe_cases(p: Problem, compiled: bool = True) -> dict[str, Case]:
         "ours, variable k": Case(lambda: ours(p.variable), variable=True),
         "ours, variable k, bounded": Case(lambda: ours(p.variable, most=p.most), variable=True),
         "ours, recompute": Case(lambda: ours(recompute=True)),
-        "ours, grouped_mm": Case(lambda: ours(own=())),
-        "ours, own products": Case(lambda: ours(own=("product",))),
-        "ours, fused backward": Case(lambda: ours(own=("product", "hidden_gradient"))),
-        "ours, both fused": Case(lambda: ours(own=OWN)),
+        "ours, grouped_mm": Case(lambda: ours(own=False)),
     }
     if p.x.device.type == "cuda":
         cases["ours, CUDA graph"] = Case(lambda: captured(ours()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import torch
 from torch import Tensor
@@ -46,19 +47,11 @@ def stages(p: Problem) -> dict[str, tuple[Step, float, float]]:
         "dX = dZ W1^T": (mm(dz, w1_t), product, 0),
         "dW1 = X^T dZ": (mm(rows.T, dz), product, 0),
     }  # fmt: skip
-    if kernels.fusable(z, h, d, inner=h):  # our own products, for stages above
-
-        def fused_gradient() -> list[Tensor]:
-            return [kernels.hidden_gradient(rows, w2, z, b1, g, ends, p.activation)[0]]
-
-        def fused() -> list[Tensor]:
-            return [kernels.hidden(rows, w1, b1, g, ends, p.activation)[0]]
-
-        parts["product, for A W2"] = (lambda: [kernels.product(a, w2, ends)]), product, 0
-        parts["product, for dX"] = (lambda: [kernels.product(dz, w1, ends, transposed=True)]), product, 0
-        parts["hidden_gradient, for dA and activate_backward"] = fused_gradient, product, 0
-        if kernels.fusable(z, inner=d):
-            parts["hidden, for Z and activate"] = fused, product, 0
+    ours = {"Z": (rows, w1, False), "A W2": (a, w2, False), "dA": (rows, w2, True), "dX": (dz, w1, True)}
+    for name, (left, w, transposed) in ours.items():  # what takes the place of grouped_mm where it can run
+        if kernels.product_runs(left, w, transposed):
+            step = functools.partial(kernels.product, left, w, ends, transposed)
+            parts[f"product, for {name}"] = (lambda step=step: [step()]), product, 0
     return parts
 
 

@@ -15,12 +15,10 @@ from moe_lab.bench.gpu_stages import stages
 from moe_lab.experts import kernels
 
 Blocks = TypeVar("Blocks")
-TILES = (  # to try for our own products; compiled for sm_90, they spill few registers or none
-    kernels.Product(128, 256, 8, depth=64, stages=3, registers=None),
-    kernels.Product(128, 256, 8, depth=64, stages=4, registers=None),
-    kernels.Product(128, 128, 8, depth=64, stages=3, registers=128, pieces=8, programs=2),
-    kernels.Product(128, 128, 8, depth=64, stages=3, registers=128, turns=False),
-    kernels.Product(128, 128, 4, depth=64, stages=3, registers=None, turns=False),
+TILES = (  # to try for our own product; compiled for sm_90, none of them spills registers
+    kernels.Product(128, 256, 8, depth=64, stages=3),
+    kernels.Product(128, 256, 8, depth=64, stages=4),
+    kernels.Product(128, 128, 8, depth=64, stages=3, registers=128, programs=2),
 )
 
 

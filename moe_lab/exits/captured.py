@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_lab.exits.checks import check_classes, read_logits
-from moe_lab.exits.inside import Inside
+from moe_lab.exits.inside import Inside, Record
 from moe_lab.exits.network import MultiExitNetwork
 
 
@@ -30,27 +30,54 @@ class Parts:
     kept: frozenset[int]  # addresses of parameters and buffers: not to be written over
 
 
-class Stem(nn.Module):
-    """A module with a ``forward`` of its own: `torch.compile` shares code among modules that share a ``forward``, and
-    keeps few versions of each. So blocks of one kind are compiled once, and heads do not use up the blocks' places.
+class Piece(nn.Module):
+    """Modules one behind the other, for `torch.compile`, always in eval mode.
+
+    Kinds have a ``forward`` each: `torch.compile` shares code among modules that share a ``forward``, and keeps few
+    versions of each. So blocks of one kind are compiled once, and heads do not use up the blocks' places.
     """
 
-    def __init__(self, piece: nn.Module):
+    def __init__(self, *modules: nn.Module):
         super().__init__()
-        self.piece, self.training = piece, False
+        self.pieces, self.training = nn.ModuleList(modules), False
 
+    def _through(self, h: Tensor) -> Tensor:
+        for piece in self.pieces:
+            h = piece(h)
+        return h
+
+
+class First(Piece):
     def forward(self, x: Tensor) -> Tensor:
-        return self.piece(x)
+        return self._through(x)
 
 
-class Block(Stem):
+class Block(Piece):
     def forward(self, x: Tensor) -> Tensor:
-        return self.piece(x)
+        return self._through(x)
 
 
-class Head(Stem):
+class Last(Piece):
     def forward(self, x: Tensor) -> Tensor:
-        return self.piece(x)
+        return self._through(x)
+
+
+class Head(Piece):
+    def forward(self, x: Tensor) -> Tensor:
+        return self._through(x)
+
+
+def compiled_pieces(
+    stem: nn.Module, blocks: list[nn.Module], heads: list[nn.Module]
+) -> tuple[nn.Module, list[nn.Module], list[nn.Module]]:
+    """Stem, blocks and heads through `torch.compile`.
+
+    Where no exit lies between two of them they are one piece, so that the end of the one and the beginning of the other
+    may be one kernel: the first block holds the stem, the last block the last head.
+    """
+    first, middle, last = First(stem, blocks[0]), map(Block, blocks[1:-1]), Last(blocks[-1], heads[-1])
+    joined = [torch.compile(piece) for piece in (first, *middle, last)]
+    return nn.Identity(), joined, [*(torch.compile(Head(head)) for head in heads[:-1]), nn.Identity()]
 
 
 class Run:
@@ -75,11 +102,14 @@ class Run:
         self.beside: list[Tensor] = []  # what the other stream still reads
         self.apart = False  # the side stream has work that the main one has not waited for
 
-    def begin(self, x: Tensor, count: Tensor) -> None:
+    def record(self, x: Tensor) -> Record:
+        """Of x, of which no row is padding."""
+        return Record(len(x), self.parts.n_classes, self.parts.network.costs, device=x.device).begin(len(x))
+
+    def begin(self, x: Tensor, record: Record) -> None:
+        """Nothing of ``record`` may be needed later: it is changed."""
         parts, network = self.parts, self.parts.network
-        with self._aside():  # nobody needs it before the first exit
-            kinds = (parts.n_classes, network.gates, network.model, parts.fused, network.costs)
-            self.state = Inside(len(x), count, *kinds)
+        self.state = Inside(record, network.gates, network.model, parts.fused, network.costs)
         self.kept = parts.kept | {x.untyped_storage().data_ptr()}
         self.n_inside.clear()
         self.h = parts.stem(x)
@@ -136,9 +166,9 @@ class Run:
     def look(self) -> None:
         self.n_inside.append((self.state.samples >= 0).sum())
 
-    def everything(self, x: Tensor, count: Tensor, stops: bool) -> int:
-        """All steps; the number of blocks that ran."""
-        self.begin(x, count)
+    def everything(self, x: Tensor, stops: bool) -> int:
+        """All steps, every row a sample; the number of blocks that ran."""
+        self.begin(x, self.record(x))
         for index in range(len(self.rows)):
             self.layer(index)
             if stops and index < len(self.rows) - 1:
@@ -154,7 +184,7 @@ class Graphs:
     def __init__(self, run: Run, x: Tensor, stops: bool):
         n_blocks = len(run.rows)
         self.run, self.stops, self.x, self.filled = run, stops, x.clone(), len(x)
-        self.count = torch.full((), len(x), dtype=torch.int64, device=x.device)
+        self.fresh = run.record(x)  # each batch begins as a copy of it
         self.inside = torch.zeros(n_blocks, dtype=torch.int64, pin_memory=x.is_cuda)
         self.heard = torch.zeros(2, pin_memory=x.is_cuda)
         self.events = [torch.cuda.Event() for _ in range(n_blocks)]
@@ -162,7 +192,7 @@ class Graphs:
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):  # what is made on first use (handles, compiled kernels) is made now
             for _ in range(3):
-                run.everything(self.x, self.count, False)
+                run.everything(self.x, False)
                 run.look()
         torch.cuda.current_stream().wait_stream(stream)
         pool, self.graphs = torch.cuda.graph_pool_handle(), []
@@ -170,7 +200,7 @@ class Graphs:
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=pool):
                 if group[0] == 0:
-                    run.begin(self.x, self.count)
+                    run.begin(self.x, self.fresh.copy())
                 for index in group:
                     run.layer(index)
                 if stops:
@@ -181,7 +211,7 @@ class Graphs:
         """Answers are then in the run's tensors, until the next call; the number of blocks that ran."""
         (self.x if len(x) == len(self.x) else self.x[: len(x)]).copy_(x)
         if len(x) != self.filled:
-            self.count.fill_(len(x))
+            self.fresh.begin(len(x))
             self.filled = len(x)
         if not self.stops:
             self.graphs[0].replay()
@@ -197,7 +227,7 @@ class Graphs:
         return index + 1
 
     def checks(self) -> list[float]:
-        """`Inside.checks`, after a wait for the device; through memory that it can write to by itself."""
-        self.heard.copy_(self.run.state.checks, non_blocking=True)
+        """`Record.checks`, after a wait for the device; through memory that it can write to by itself."""
+        self.heard.copy_(self.run.state.record.checks, non_blocking=True)
         torch.cuda.current_stream().synchronize()
         return self.heard.tolist()

@@ -33,7 +33,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from moe_lab.exits.captured import Block, Graphs, Head, Parts, Run, Stem
+from moe_lab.exits.captured import Graphs, Parts, Run, compiled_pieces
 from moe_lab.exits.checks import check_answers, check_device
 from moe_lab.exits.network import MultiExitNetwork, Prediction
 from moe_lab.exits.plan import plan_rows, shares_inside
@@ -127,7 +127,8 @@ class FastPredictor:
             raise ValueError(f"late is True, False or 'auto'; got {late!r}")
         check_device(example, network)
         found = [network.predict(part) for part in example.split(max(sizes, default=256))]
-        self.network, self.spread, self._kind = network, spread, (example.shape[1:], example.dtype)
+        self.network, self.spread = network, spread
+        self._kind = example.shape[1:], example.dtype, example.device
         self.shares = shares_inside(torch.cat([part.exits for part in found]), len(network.blocks))
         self._on_cpu, self._wants_graphs = not _can_capture(example.device), graphs
         self._auto, self._late = compact_from == "auto", late
@@ -138,9 +139,7 @@ class FastPredictor:
         kept = frozenset(tensor.untyped_storage().data_ptr() for tensor in owned)
         stem, blocks, heads = network.stem, list(network.blocks), list(network.heads)
         if compiled:
-            stem = torch.compile(Stem(stem))
-            blocks = [torch.compile(Block(block)) for block in blocks]
-            heads = [torch.compile(Head(head)) for head in heads]
+            stem, blocks, heads = compiled_pieces(stem, blocks, heads)
         self._side: torch.cuda.Stream | None = None  # one for all: the device has few, and two of them may be one
         self._parts = Parts(network, stem, blocks, heads, found[0].probabilities.shape[1], fused, kept)
         self._graphs: dict[int, Graphs] = {}
@@ -191,7 +190,7 @@ class FastPredictor:
     def _capture(self, plan: Plan, x: Tensor) -> Graphs | None:
         with torch.inference_mode(False), evaluating(self.network):
             x, trial = x.clone(), Run(self._parts, plan.rows, late=plan.late)
-            trial.everything(x, torch.full((), len(x), device=x.device), False)  # a block's own errors are raised here
+            trial.everything(x, False)  # a block's own errors are raised here
             alone = plan.stops or trial.writes  # a head must have read before the next block writes
             try:
                 if self._side is None:
@@ -221,15 +220,11 @@ class FastPredictor:
         """Answer x (N, ...), N may be 0; see `MultiExitNetwork.predict`.
 
         Raises:
-            ValueError: as `predict`; a sample of another shape or dtype than the example's; weights that were moved.
+            ValueError: as `predict`; a sample of another shape, dtype or device than the example's; weights that were
+                moved.
         """
-        check_device(x, self.network)
-        if (x.shape[1:], x.dtype) != self._kind:
-            shape, dtype = self._kind
-            raise ValueError(
-                f"made for samples {tuple(shape)} of {dtype}, got {tuple(x.shape[1:])} of {x.dtype}: make another "
-                "FastPredictor for these"
-            )
+        if (x.shape[1:], x.dtype, x.device) != self._kind:  # the device waits: no other look before it runs
+            self._refuse(x)
         n, sizes, plan = len(x), self._graphs, self.plans.get(len(x))
         if n == 0 or (self._on_cpu and self._wants_graphs):
             return self.network.predict(x, compact_from=self._threshold)
@@ -244,23 +239,31 @@ class FastPredictor:
             graphs = sizes[size]
             return self._read(graphs.run, x, graphs(x), graphs)
 
+    def _refuse(self, x: Tensor) -> None:
+        check_device(x, self.network)
+        shape, dtype, device = self._kind
+        raise ValueError(
+            f"made for samples {tuple(shape)} of {dtype} on {device}, got {tuple(x.shape[1:])} of {x.dtype} on "
+            f"{x.device}: make another FastPredictor for these"
+        )
+
     def _one_by_one(self, x: Tensor, plan: Plan | None) -> Prediction:
+        check_device(x, self.network)
         if plan is None:
             (plan,) = self._candidates(len(x), False, False)
         run = Run(self._parts, plan.rows, late=plan.late)
         with evaluating(self.network):
-            ran = run.everything(x, torch.full((), len(x), device=x.device), plan.stops)
+            ran = run.everything(x, plan.stops)
         return self._read(run, x, ran)
 
     def _read(self, run: Run, x: Tensor, ran: int, graphs: Graphs | None = None) -> Prediction:
         """Copies of a run's answers, complete and checked. The one wait for the device."""
-        n, answers = len(x), run.state.answers.copy()
-        probabilities, exits = answers.probabilities[:n], answers.exits[:n]
-        cost = None if answers.cost is None else answers.cost[:n]
+        n = len(x)
+        probabilities, exits, cost = run.state.record.answers(n)
         rows_run = run.rows[:ran] + (0,) * (len(run.rows) - ran)
         if graphs and any(tensor.data_ptr() != address for tensor, address in self._addresses):  # the device is busy
             raise ValueError("the network's weights were moved after this FastPredictor was made: make a new one")
-        total, answered = graphs.checks() if graphs else run.state.checks.tolist()
+        total, answered = graphs.checks() if graphs else run.state.record.checks.tolist()
         if answered < n:
             places = (exits < 0).nonzero().squeeze(1)
             again = self.network.predict(x.index_select(0, places))
@@ -270,7 +273,7 @@ class FastPredictor:
             rows_run = tuple(a + b for a, b in zip(rows_run, again.rows_run, strict=True))
             self.answered_again += len(places)
         if total != total:
-            check_answers(probabilities, exits, run.state.checks[0])
+            check_answers(probabilities, exits, run.state.record.checks[0])
         return Prediction(probabilities, exits, cost, rows_run)
 
 

@@ -12,8 +12,8 @@ of nobody are computed like all others and never read.
 If more than C' samples are inside, those that find no place are lost: their exit stays -1, and the caller answers them
 again. The kernels in `kernels` do the same; ``fused=False`` keeps to plain torch, the oracle.
 
-What is known is changed in place, never replaced, except where rows are taken out: exits may run on a stream of their
-own, and memory that a tensor of the main stream gives back there is used again by the next block at once.
+What is known (`Record`) is changed in place, never replaced, except where rows are taken out: exits may run on a stream
+of their own, and memory that a tensor of the main stream gives back there is used again by the next block at once.
 """
 
 from __future__ import annotations
@@ -27,20 +27,24 @@ from moe_lab.exits.gate import ExitGates
 from moe_lab.exits.probability import leaves_here
 
 
-class Answers:
-    """Answers of a batch in one piece of memory, so that one copy takes them all.
+class Record:
+    """What is known of a batch, in one piece of memory: one copy begins a batch, and one takes its answers.
 
     Args:
         n: N.
         n_classes: K.
         costs: (L,) of the network, or None.
-        memory: filled already; None: new, 0 everywhere.
+        memory: filled already; None: new, to be filled by `begin`.
         device: of new memory.
 
     Attributes:
-        exits: (N + 1,) int64; the last entry, here and below, is for nobody.
+        exits: (N + 1,) int64, -1: no answer yet; the last entry, here and below, is for nobody.
         cost: (N + 1,) of the dtype of ``costs``, or None.
         probabilities: (N + 1, K) float32.
+        checks: (2,) float32. A sum that is NaN if an answer is, or a gate of somebody who reached the last exit; and
+            the number of samples that were answered.
+        samples: (N,) int32, whose each row is.
+        given_away: (N,) float32, S_{l-1} of each row.
     """
 
     def __init__(
@@ -51,60 +55,68 @@ class Answers:
         memory: Tensor | None = None,
         device: torch.device | None = None,
     ):
-        kinds = [(torch.int64, 1), (torch.float32, n_classes)] + ([] if costs is None else [(costs.dtype, 1)])
-        sizes = [(n + 1) * columns * dtype.itemsize for dtype, columns in kinds]
-        whole = [-(-size // 16) * 16 for size in sizes]  # each begins where any dtype may begin
-        self.memory = torch.zeros(sum(whole), dtype=torch.uint8, device=device) if memory is None else memory
-        self._arguments = n, n_classes, costs
-        parts = [part[:size] for part, size in zip(self.memory.split(whole), sizes, strict=True)]
-        views = [part.view(dtype).view(-1, columns) for part, (dtype, columns) in zip(parts, kinds, strict=True)]
-        self.exits, self.probabilities = views[0].view(-1), views[1]
-        self.cost = None if costs is None else views[2].view(-1)
+        kinds = {
+            "exits": (torch.int64, n + 1),
+            "probabilities": (torch.float32, (n + 1) * n_classes),
+            "checks": (torch.float32, 2),
+            "samples": (torch.int32, n),
+            "given_away": (torch.float32, n),
+        }
+        if costs is not None:
+            kinds["cost"] = (costs.dtype, n + 1)
+        self._arguments, self._starts, size = (n, n_classes, costs), {}, 0
+        for name, (dtype, count) in kinds.items():
+            self._starts[name] = size, dtype
+            size += -(-count * dtype.itemsize // 16) * 16  # each begins where any dtype may begin
+        self.memory = torch.empty(size, dtype=torch.uint8, device=device) if memory is None else memory
+        parts = {name: self._part(self.memory, name, count) for name, (_, count) in kinds.items()}
+        self.exits, self.checks, self.cost = parts["exits"], parts["checks"], parts.get("cost")
+        self.probabilities = parts["probabilities"].view(n + 1, n_classes)
+        self.samples, self.given_away = parts["samples"], parts["given_away"]
 
-    def copy(self) -> Answers:
+    def _part(self, memory: Tensor, name: str, count: int) -> Tensor:
+        start, dtype = self._starts[name]
+        return memory[start : start + count * dtype.itemsize].view(dtype)
+
+    def begin(self, count: int) -> Record:
+        """Nobody has left yet; ``count`` samples are real, the first of the batch, the rest is padding."""
+        self.memory.zero_()
+        self.exits.fill_(-1)
+        self.samples[count:].fill_(-1)
+        torch.arange(count, out=self.samples[:count])
+        return self
+
+    def copy(self) -> Record:
         """The same in memory of its own."""
-        return Answers(*self._arguments, self.memory.clone())
+        return Record(*self._arguments, self.memory.clone())
+
+    def answers(self, count: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Copies of the first ``count`` probabilities, exits and costs."""
+        memory, n_classes = self.memory.clone(), self.probabilities.shape[1]
+        probabilities = self._part(memory, "probabilities", count * n_classes).view(count, n_classes)
+        cost = None if self.cost is None else self._part(memory, "cost", count)
+        return probabilities, self._part(memory, "exits", count), cost
 
 
 class Inside:
-    """What is known of one batch.
+    """Who is inside, from exit to exit.
 
     Args:
-        n: N.
-        count: () int64, on the device: real samples, the first of the batch; the rest is padding.
-        n_classes: K.
-        gates, model: of the network.
+        record: of a batch that begins; is changed.
+        gates, model, costs: of the network.
         fused: use the kernels where they can run (gates of `ExitGates` itself, at most 4096 classes).
-        costs: (L,) of the network, or None.
 
     Attributes:
-        samples: (C,) int32.
-        given_away: (C,) float32, S_{l-1} of each row.
-        answers: see `Answers`; an exit of -1: no answer yet.
-        checks: (2,) float32. A sum that is NaN if an answer is, or a gate of somebody who reached the last exit; and
-            the number of samples that were answered.
+        samples: (C,) int32; those of the record until rows are taken out.
+        given_away: (C,) float32, as well.
     """
 
-    def __init__(
-        self,
-        n: int,
-        count: Tensor,
-        n_classes: int,
-        gates: ExitGates,
-        model: str,
-        fused: bool = True,
-        costs: Tensor | None = None,
-    ):
-        device = count.device
-        places = torch.arange(n, dtype=torch.int32, device=device)
-        self.n, self.gates, self.model, self.costs = n, gates, model, costs
-        self.samples = torch.where(places < count, places, -1)
-        self.given_away, self.checks = torch.zeros(n + 2, device=device).split((n, 2))
-        self.answers = Answers(n, n_classes, costs, device=device)
-        self.answers.exits.fill_(-1)
+    def __init__(self, record: Record, gates: ExitGates, model: str, fused: bool = True, costs: Tensor | None = None):
+        self.record, self.samples, self.given_away = record, record.samples, record.given_away
+        self.n, self.gates, self.model, self.costs = len(record.samples), gates, model, costs
         plain = type(gates) is ExitGates and gates.weight.shape[-1] == N_FEATURES
-        plain &= gates.weight.dtype != torch.float64 and n_classes <= kernels.MOST_CLASSES
-        self.fused = fused and plain and kernels.usable(self.answers.probabilities)
+        plain &= gates.weight.dtype != torch.float64 and record.probabilities.shape[1] <= kernels.MOST_CLASSES
+        self.fused = fused and plain and kernels.usable(record.probabilities)
         self._places: tuple[Tensor, Tensor, Tensor] | None = None
 
     def leave(self, logits: Tensor, layer: int, last: bool) -> None:
@@ -112,8 +124,8 @@ class Inside:
         if self.fused and kernels.usable(logits):
             index = min(layer, self.gates.n_gates - 1)  # the last exit has no gate: none is read
             gate = (self.gates.weight[index], self.gates.bias[index])
-            answers = (self.answers.probabilities, self.answers.exits, self.answers.cost, self.costs)
-            state = (self.samples, self.given_away, *answers, self.checks)
+            answers = (self.record.probabilities, self.record.exits, self.record.cost, self.costs)
+            state = (self.samples, self.given_away, *answers, self.record.checks)
             kernels.leave(logits, *gate, *state, layer, self.model == "direct", last)
             return
         logits, leaves = logits.float(), self.samples >= 0
@@ -122,14 +134,14 @@ class Inside:
             leaves = leaves & leaves_here(gate, self.given_away, self.model)
             self.given_away.add_(gate)
         else:
-            self.checks[0] += torch.where(leaves, self.given_away, 0.0).sum()
+            self.record.checks[0] += torch.where(leaves, self.given_away, 0.0).sum()
         to, probabilities = torch.where(leaves, self.samples, self.n).long(), logits.softmax(-1)
-        self.answers.probabilities.index_copy_(0, to, probabilities)
-        self.answers.exits.index_fill_(0, to, layer)
+        self.record.probabilities.index_copy_(0, to, probabilities)
+        self.record.exits.index_fill_(0, to, layer)
         if self.costs is not None:
-            self.answers.cost.index_copy_(0, to, self.costs[layer].expand(len(to)))
-        self.checks[0] += torch.where(leaves, probabilities.sum(-1), 0.0).sum()
-        self.checks[1] += leaves.sum()
+            self.record.cost.index_copy_(0, to, self.costs[layer].expand(len(to)))
+        self.record.checks[0] += torch.where(leaves, probabilities.sum(-1), 0.0).sum()
+        self.record.checks[1] += leaves.sum()
         self.samples.masked_fill_(leaves, -1)
 
     def prepare(self, keep: int) -> None:

@@ -101,31 +101,27 @@ def leave(
 
 
 @jit
-def _places_kernel(samples, holes, tails, counts, n_rows, keep, BLOCK: tl.constexpr):
-    """One program: the places of rows to be overwritten and of rows to be moved, and how many of each."""
-    n_holes = 0
-    start = 0
-    while start < keep:
-        i = start + tl.arange(0, BLOCK)
-        hole = (tl.load(samples + i, mask=i < keep, other=0) < 0).to(tl.int32)
-        tl.store(holes + n_holes + tl.cumsum(hole, 0) - 1, i, mask=hole > 0)
-        n_holes += tl.sum(hole, 0)
-        start += BLOCK
-    n_tails = 0
-    start = keep
-    while start < n_rows:
-        i = start + tl.arange(0, BLOCK)
-        tail = (tl.load(samples + i, mask=i < n_rows, other=-1) >= 0).to(tl.int32)
-        tl.store(tails + n_tails + tl.cumsum(tail, 0) - 1, i, mask=tail > 0)
-        n_tails += tl.sum(tail, 0)
-        start += BLOCK
-    tl.store(counts, tl.minimum(n_holes, n_tails))
+def _places_kernel(samples, places, counts, n_rows, keep, BLOCK: tl.constexpr):
+    """Two programs: of the first ``keep`` rows those to be overwritten, of the others those to be moved."""
+    tail = tl.program_id(0)
+    first = tail * keep
+    end = tl.where(tail > 0, n_rows, keep)
+    to = places + first
+    found = 0
+    while first < end:
+        i = first + tl.arange(0, BLOCK)
+        gone = tl.load(samples + i, mask=i < end, other=0) < 0
+        wanted = ((i < end) & (gone != (tail > 0))).to(tl.int32)
+        tl.store(to + found + tl.cumsum(wanted, 0) - 1, i, mask=wanted > 0)
+        found += tl.sum(wanted, 0)
+        first += BLOCK
+    tl.store(counts + tail, found)
 
 
 @jit
 def _move_kernel(h, samples, given_away, holes, tails, counts, width, COLUMNS: tl.constexpr):
     pair, part = tl.program_id(0), tl.program_id(1)
-    if pair < tl.load(counts):
+    if pair < tl.minimum(tl.load(counts), tl.load(counts + 1)):
         to, source = tl.load(holes + pair).to(tl.int64), tl.load(tails + pair).to(tl.int64)
         c = part * COLUMNS + tl.arange(0, COLUMNS)
         tl.store(h + to * width + c, tl.load(h + source * width + c, mask=c < width), mask=c < width)
@@ -135,12 +131,14 @@ def _move_kernel(h, samples, given_away, holes, tails, counts, width, COLUMNS: t
 
 
 def places(samples: Tensor, keep: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows to be overwritten, rows to be moved there, and how many, for `move`; all int32, the rest is not filled."""
+    """Rows to be overwritten, rows to be moved there, and how many of each, for `move`; the rest is not filled."""
     n_rows = len(samples)
-    holes, tails = (torch.empty(size, dtype=torch.int32, device=samples.device) for size in (keep, n_rows - keep))
-    counts = torch.empty(1, dtype=torch.int32, device=samples.device)
-    _places_kernel[(1,)](samples, holes, tails, counts, n_rows, keep, 1024, num_warps=4)
-    return holes, tails, counts
+    found = torch.empty(n_rows, dtype=torch.int32, device=samples.device)
+    counts = torch.empty(2, dtype=torch.int32, device=samples.device)
+    block = min(triton.next_power_of_2(max(keep, n_rows - keep)), 4096)  # few rounds: each waits for the one before
+    warps = max(1, min(16, block // 256))
+    _places_kernel[(2,)](samples, found, counts, n_rows, keep, block, num_warps=warps)
+    return found[:keep], found[keep:], counts
 
 
 def move(

@@ -73,8 +73,13 @@ def on_what(results: Sequence[Result], *gates: str, which: str = "") -> str:
     return f"{what}, {which}{_count(len(seeds), 'seed')}"
 
 
-def _comparison(results: Sequence[Result], gate: str, base: str, text: str) -> list[tuple[str, str, str, str]]:
-    """Rows of one comparison: for each teacher that has both gates for some seed, then over teachers if several do."""
+def _comparison(
+    results: Sequence[Result], gate: str, base: str, text: str, each_teacher: bool
+) -> list[tuple[str, str, str, str]]:
+    """Rows of one comparison: for each teacher that has both gates for some seed, then over teachers if several do.
+
+    Not ``each_teacher``: the last of these rows.
+    """
     rows, gaps = [], []
     groups = _by_teacher(results)
     for teacher, group in groups.items():
@@ -92,14 +97,15 @@ def _comparison(results: Sequence[Result], gate: str, base: str, text: str) -> l
         verdict = judge(gap).replace("seeds", "teachers")
         where = f"{on_what(results, gate, base)}: interval over teachers"
         rows.append((text, f"{gate} − {base} {gap} in score", where, verdict))
-    return rows
+    return rows if each_teacher else rows[-1:]
 
 
-def bert_claims(results: Sequence[Result]) -> pd.DataFrame:
+def bert_claims(results: Sequence[Result], *, each_teacher: bool = True) -> pd.DataFrame:
     """Rows for each comparison that the gates among ``results`` allow; the score is the task's first metric.
 
     Args:
         results: of `comet_bert`, differing in gate, seed and teacher_seed only.
+        each_teacher: also a row for each teacher where a comparison was made with several.
 
     Returns:
         Columns as in `claims`.
@@ -110,12 +116,13 @@ def bert_claims(results: Sequence[Result]) -> pd.DataFrame:
     _check(results)
     rows = []
     for gate in _PAPER:
-        rows += _comparison(results, gate, _BASE, f"{gate} beats MoEBERT's hash gate on 5 of 7 GLUE tasks (abstract)")
+        text = f"{gate} beats MoEBERT's hash gate on 5 of 7 GLUE tasks (abstract)"
+        rows += _comparison(results, gate, _BASE, text, each_teacher)
     for gate in _OURS:
-        rows += _comparison(results, gate, _BASE, f"(not in the abstract) {gate} beats hash")
+        rows += _comparison(results, gate, _BASE, f"(not in the abstract) {gate} beats hash", each_teacher)
     for gate in (_BASE, *_PAPER):
         text = f"(not in the paper) {gate} beats one expert for all of the same width"
-        rows += _comparison(results, gate, "pruned", text)
+        rows += _comparison(results, gate, "pruned", text, each_teacher)
     rows += _costs(results)
     return pd.DataFrame(rows, columns=COLUMNS)
 

@@ -10,11 +10,9 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from moe_lab.experiments import comet_bert
+from moe_lab.experiments import comet_bert_tables as bert
 from moe_lab.experiments.claims import recommender_claims, tuning_claims
 from moe_lab.experiments.comet_bert_claims import bert_claims
-from moe_lab.experiments.comet_bert_config import GATES as BERT_GATES
-from moe_lab.experiments.comet_bert_config import CometBertConfig
 from moe_lab.experiments.comet_tuning import pools
 from moe_lab.experiments.compare import over_seeds, scores
 from moe_lab.experiments.compare import readable as readable_scores
@@ -174,26 +172,25 @@ def comet_summary() -> list[str]:
     ]
 
 
-def main_bert_runs() -> list[Result]:
-    """COMET-BERT, profile "standard": gates, seeds and teachers, in the order of gates."""
-    found = find_results(comet_bert.EXPERIMENT, root=recorded_dir())
-    runs = same_setting(found, CometBertConfig.profile("standard"), ("gate", "seed", "teacher_seed"))
-    return sorted(runs, key=lambda r: (BERT_GATES.index(r.config["gate"]), r.seed, r.config["teacher_seed"]))
-
-
 def bert_summary() -> list[str]:
-    """Paragraphs: the claims; then scores, mean ± standard deviation over seeds. None without recorded runs."""
-    runs = main_bert_runs()
+    """Paragraphs: the claims; then scores by teacher, routing, costs. None without recorded runs."""
+    runs = bert.recorded_runs()
     if not runs:
         return []
-    timed = ("speedup_1", "speedup_64") if all("speedup_64" in run.metrics for run in runs) else ()
-    metrics = ("test_score", "teacher_agreement", "experts_per_token", "decided_by_word", *timed)
+    groups = bert.gate_groups(runs, bert.recorded_as_script())
     return [
         "**COMET-BERT**",
-        _markdown(bert_claims(runs)),
-        "SST-2, a six-layer encoder (MiniLM) fine-tuned and split into 4 experts per layer. `pruned`: one expert for "
-        "all, as wide as one of four. `decided_by_word`: share of tokens that go where most tokens of their word go.",
-        _markdown(scores(runs, metrics)),
+        _markdown(bert_claims(runs, each_teacher=False)),
+        "SST-2, a six-layer encoder (MiniLM) fine-tuned and split into 4 experts per layer. Accuracy on 872 test "
+        "sentences: mean ± standard deviation over the seeds of a teacher, then over teachers. `pruned`: one expert "
+        f"for all, as wide as one of four. `{bert.SCRIPT}`: gamma and entropy weight of their example.",
+        _markdown(bert.score_table(groups)),
+        "Over all runs. `busiest_expert`: share of the tokens that it gets, mean over layers. `decided_by_word`: share "
+        "of tokens that go where most tokens of their word go.",
+        _markdown(bert.routing_table(groups)),
+        "FLOPs and active parameters in % of the teacher's; time and speed of a forward pass beside the teacher's, "
+        "median [smallest to largest] over runs.",
+        _markdown(bert.cost_table(groups)),
     ]
 
 

@@ -17,12 +17,11 @@ expert output, so (N, F) outputs are neither kept nor read again, and both combi
 dg from the same inner product; Guo et al. 2025.) The output bias does not need rows at all: sum_e g_e b2_e is the
 product of the (T, E) weights with b2.
 
-Products. On Hopper those with one row per pair are our own (`kernels.products`), and two of them end in the activation:
-Z and A leave one kernel (N H numbers fewer to read), and dA is never written (2 N H fewer to move). ``own`` says which.
-The others are `torch.nn.functional.grouped_mm`: on CUDA one kernel, without synchronisation, for bfloat16 on Hopper and
-Blackwell; for other devices and dtypes it loops over experts inside PyTorch, and asks for the counts. Which operands it
-takes at all says `groupable`; for others (float64, rows that are not whole multiples of 16 bytes) a loop here gives the
-same result.
+Products. On Hopper the four with one row per pair in the result (Z, A W2, dA, dX) are our own (`kernels.products`), the
+two that add rows up (dW1, dW2) are `torch.nn.functional.grouped_mm`: on CUDA one kernel, without synchronisation, for
+bfloat16 on Hopper and Blackwell; for other devices and dtypes it loops over experts inside PyTorch, and asks for the
+counts. Which operands it takes at all says `groupable`; for others (float64, rows that are not whole multiples of 16
+bytes) a loop here gives the same result.
 
 Memory. Nothing has T x E rows. Between forward and backward X, Z and A are kept, N (D + 2 H) numbers; a dense layer of
 equal multiply-adds keeps T D + 2 N H. With ``recompute`` only Z, N H; the backward then gathers X again and writes A
@@ -37,8 +36,6 @@ captured again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -50,18 +47,15 @@ from moe_lab.experts.kernels import (
     activate,
     activate_backward,
     expert_order,
-    fusable,
-    hidden,
-    hidden_gradient,
     pattern_order,
     product,
+    product_runs,
     scatter_rows,
     sum_rows,
 )
 from moe_lab.names import check_name
 
 MOST_GROUPS = 1023  # of grouped_mm on CUDA
-OWN = ("product", "hidden", "hidden_gradient")  # all are ahead of grouped_mm on an H200: `bench gpu --tables moe`
 Pairs = tuple[Tensor, Tensor]
 
 
@@ -71,9 +65,9 @@ def groupable(dtype: torch.dtype, n_experts: int, *widths: int) -> bool:
     return known and n_experts <= MOST_GROUPS and all(width * dtype.itemsize % 16 == 0 for width in widths)
 
 
-def _each(rows: Tensor, weight: Tensor, ends: Tensor, own: Sequence[str], transposed: bool = False) -> Tensor:
+def _each(rows: Tensor, weight: Tensor, ends: Tensor, own: bool, transposed: bool = False) -> Tensor:
     """(N, A) rows in expert order times (E, A, B), or (E, B, A) transposed -> (N, B)."""
-    if "product" in own and len(rows) and fusable(rows, *weight.shape[1:], inner=0 if transposed else rows.shape[1]):
+    if own and product_runs(rows, weight, transposed):
         return product(rows, weight, ends, transposed)
     weight = weight.transpose(1, 2) if transposed else weight
     if len(rows) and groupable(rows.dtype, *weight.shape):
@@ -118,17 +112,14 @@ class _GroupedMLP(torch.autograd.Function):
         most: int | None,
         activation: str,
         recompute: bool,
-        own: tuple[str, ...],
+        own: bool,
     ) -> Tensor:
         order = _order(value, experts, most, w1.shape[0])
         place, ends, g, starts, _ = order
         slots = value.shape[1] if starts is None else starts
         rows = scatter_rows(x, place, slots)
-        if "hidden" in own and len(rows) and fusable(rows, *w1.shape[1:], inner=w1.shape[1]):
-            h, a = hidden(rows, w1, b1, g, ends, activation)
-        else:
-            h = _each(rows, w1, ends, own)
-            a = activate(h, b1, g, ends, activation)
+        h = _each(rows, w1, ends, own)
+        a = activate(h, b1, g, ends, activation)
         y = sum_rows(_each(a, w2, ends, own), place, slots, x.shape[0])
         kept = (x, None) if recompute else (rows, a)
         ctx.save_for_backward(*kept, h, w1, b1, w2, *order)
@@ -143,13 +134,10 @@ class _GroupedMLP(torch.autograd.Function):
         slots = ctx.k if starts is None else starts
         needs_x, _, needs_w1, _, needs_w2 = ctx.needs_input_grad[:5]
         grad_rows = scatter_rows(grad, place, slots)
-        if "hidden_gradient" in ctx.own and not ctx.recompute and len(h) and fusable(h, *w2.shape[1:]):
-            grad_h, grad_g, grad_b1 = hidden_gradient(grad_rows, w2, h, b1, g, ends, ctx.activation)
-        else:
-            grad_a = _each(grad_rows, w2, ends, ctx.own, transposed=True)
-            grad_h, grad_g, grad_b1, again = activate_backward(h, b1, g, ends, ctx.activation, grad_a, ctx.recompute)
-            a = again if ctx.recompute else a
-            del again, grad_a
+        grad_a = _each(grad_rows, w2, ends, ctx.own, transposed=True)
+        grad_h, grad_g, grad_b1, again = activate_backward(h, b1, g, ends, ctx.activation, grad_a, ctx.recompute)
+        a = again if ctx.recompute else a
+        del again, grad_a
         grad_w2 = _outer(a, grad_rows, ends) if needs_w2 else None
         del grad_rows
         grad_w1 = grad_x = None
@@ -176,13 +164,10 @@ def _check(
     w2: Tensor,
     activation: str,
     most: int | None,
-    own: Sequence[str],
 ) -> None:
     check_name("activation", activation, ACTIVATIONS)
     if most is not None and (most < 1 or not isinstance(routing, Tensor)):
         raise ValueError(f"most must be at least 1 and belongs to weights (T, E), not to pairs; got {most}")
-    for name in own:
-        check_name("product", name, OWN)
     n_experts, width, hidden = w1.shape
     if x.dim() != 2 or x.shape[1] != width or tuple(w2.shape[:2]) != (n_experts, hidden):
         raise ValueError(
@@ -208,7 +193,7 @@ def grouped_mlp(
     *,
     most: int | None = None,
     recompute: bool = False,
-    own: Sequence[str] = OWN,
+    own: bool = True,
 ) -> Tensor:
     """y(t) = sum_e g_e(t) (act(x_t W1_e + b1_e) W2_e + b2_e), computing only routed pairs.
 
@@ -223,8 +208,7 @@ def grouped_mlp(
         most: with weights (T, E): no token has more non-zeros than this, at least 1. Then nothing waits for the device,
             memory is allocated for T ``most`` pairs, and a token with more gives NaN. None: N is asked for.
         recompute: keep less for the backward; see the module.
-        own: of `OWN`: products that are our own where they can run (`kernels.fusable`; "hidden_gradient" not with
-            ``recompute``). Without them the library's: `grouped_mm`.
+        own: products of our own where they can run (`kernels.product_runs`); False: the library's, for comparison.
 
     Returns:
         (T, F), in x's dtype (autocast's under autocast). Sums over pairs are in float32 at least. Not differentiable
@@ -233,7 +217,7 @@ def grouped_mlp(
     Raises:
         ValueError: shapes do not fit, an unknown activation, or ``most`` below 1 or for pairs.
     """
-    _check(x, routing, w1, w2, activation, most, own)
+    _check(x, routing, w1, w2, activation, most)
     device, (n_tokens, n_experts) = x.device.type, (x.shape[0], w1.shape[0])
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
     x, w1, w2 = x.to(dtype), w1.to(dtype).contiguous(), w2.to(dtype).contiguous()
@@ -247,5 +231,5 @@ def grouped_mlp(
         weights = value.new_zeros(n_tokens, n_experts).scatter(1, experts, value) if b2 is not None else None
     with torch.autocast(device, enabled=False):
         value = value.to(torch.promote_types(dtype, torch.float32))
-        y = _GroupedMLP.apply(x, value, w1, b1, w2, experts, most, activation, recompute, tuple(own))
+        y = _GroupedMLP.apply(x, value, w1, b1, w2, experts, most, activation, recompute, own)
         return y if b2 is None else torch.addmm(y, weights.to(dtype), b2.to(dtype))

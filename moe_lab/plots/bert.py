@@ -18,7 +18,7 @@ from matplotlib.ticker import NullLocator
 
 from moe_lab.bench.timing import Timing
 from moe_lab.plots.sheet import INK, draw_table, sheet
-from moe_lab.plots.style import gate_style
+from moe_lab.plots.style import expert_colors, gate_style
 from moe_lab.results import Result
 
 _WITHOUT_ROUTING = {"teacher": (INK, "*"), "pruned": ("#7A7A7A", "s"), "all": ("#692D00", "v")}
@@ -88,17 +88,20 @@ def draw_scores(
 
     Args:
         ax: where.
-        groups: label -> Results of one setting.
+        groups: label -> Results of one setting; runs of several teachers stand beside each other, in their order.
         metric: of a Result; those without it are left out.
         lines: values without a run.
         title, ylabel: of the axes.
     """
+    teachers = sorted({_teacher(run) for runs in groups.values() for run in runs})
     for place, runs in enumerate(groups.values()):
-        values = [run.metrics[metric] for run in runs if metric in run.metrics]
+        measured = [run for run in runs if metric in run.metrics]
+        values = [run.metrics[metric] for run in measured]
         if not values:
             continue
         style = bert_style(runs[0].config["gate"])
-        ax.plot([place] * len(values), values, style["marker"], color=style["color"], markersize=6, alpha=0.8)
+        x = [place + _beside(teachers.index(_teacher(run)), len(teachers)) for run in measured]
+        ax.plot(x, values, style["marker"], color=style["color"], markersize=6, alpha=0.8)
         ax.hlines(np.mean(values), place - 0.3, place + 0.3, color=style["color"], linewidth=2)
     for label, value in (lines or {}).items():
         ax.axhline(value, color=INK, linestyle=":", linewidth=1)
@@ -107,6 +110,70 @@ def draw_scores(
     ax.set_xticks(range(len(groups)), list(groups), rotation=35, ha="right", rotation_mode="anchor")
     ax.set(title=title, ylabel=ylabel, xlim=(-0.5, len(groups) - 0.5))
     ax.grid(axis="x", visible=False)
+
+
+def _teacher(run: Result) -> int:
+    return run.config.get("teacher_seed", 0)
+
+
+def _beside(index: int, count: int) -> float:
+    """Where the ``index``-th of ``count`` things that share a place stands, from its middle."""
+    return 0.22 * (index - (count - 1) / 2)
+
+
+def draw_pairs(ax: Axes, tables: Mapping[str, pd.DataFrame], *, title: str = "", ylabel: str = "points") -> None:
+    """Differences of paired runs: a mark per pair, one kind for each teacher; bars at the teachers' means.
+
+    Args:
+        ax: where.
+        tables: label -> a row per teacher, a column per seed (`comet_bert_tables.pairs`), in the unit of ``ylabel``.
+        title, ylabel: of the axes.
+    """
+    teachers = sorted({teacher for table in tables.values() for teacher in table.index})
+    colors = expert_colors(len(teachers))
+    ax.axhline(0, color=INK, linewidth=1)
+    for place, table in enumerate(tables.values()):
+        for index, teacher in enumerate(teachers):
+            if teacher not in table.index:
+                continue
+            x, values = place + _beside(index, len(teachers)), table.loc[teacher].dropna()
+            label = f"teacher {teacher}" if place == 0 else "_"
+            style = {"color": colors[index], "marker": _MARKERS[index % 4], "linestyle": "none", "label": label}
+            ax.plot([x] * len(values), values, markersize=5.5, alpha=0.8, **style)
+            ax.hlines(values.mean(), x - 0.1, x + 0.1, color=INK, linewidth=2)
+    ax.set_xticks(range(len(tables)), list(tables), fontsize=9)
+    ax.set(title=title, ylabel=ylabel, xlim=(-0.5, len(tables) - 0.5))
+    ax.grid(axis="x", visible=False)
+    ax.legend(fontsize=8)
+
+
+def draw_costs(ax: Axes, tables: Mapping[str, pd.DataFrame], *, title: str = "") -> None:
+    """Costs of students as multiples of their teacher's, logarithmic: a mark at the median, a line from least to most.
+
+    Args:
+        ax: where.
+        tables: label -> a row per run, a column per kind of cost (`comet_bert_tables.relative_costs`).
+        title: of the axes.
+    """
+    kinds = list(dict.fromkeys(name for table in tables.values() for name in table))
+    colors = expert_colors(len(kinds))
+    ax.axvline(1, color=INK, linestyle=":", linewidth=1)
+    for place, table in enumerate(tables.values()):
+        for index, kind in enumerate(kinds):
+            if kind not in table:
+                continue
+            y, values = place + _beside(index, len(kinds)), table[kind].dropna()
+            label = kind if place == 0 else "_"
+            ax.hlines(y, values.min(), values.max(), color=colors[index], linewidth=1.5)
+            ax.plot(values.median(), y, _MARKERS[index % 4], color=colors[index], markersize=6, label=label)
+    ticks = [0.5, 1, 2, 4, 8]
+    ax.set(xscale="log", xlabel="times the teacher's", title=title)
+    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.set_yticks(range(len(tables)), list(tables))
+    ax.set_ylim(len(tables) - 0.5, -0.5)  # the first on top
+    ax.grid(axis="y", visible=False)
+    ax.legend(fontsize=8)
 
 
 def draw_experts(ax: Axes, results: Sequence[Result], *, title: str = "") -> None:
@@ -128,7 +195,7 @@ def draw_experts(ax: Axes, results: Sequence[Result], *, title: str = "") -> Non
         named.add(gate)
         ax.plot(steps, mean, markersize=4, **style)
     ax.set(xlabel="optimiser step", ylabel="experts per token", ylim=(0, None), title=title)
-    ax.legend(fontsize=8)
+    ax.legend(fontsize=8, **({"ncols": 2, "loc": "lower right"} if len(named) > 3 else {}))  # below one expert
 
 
 def draw_latencies(panels: Mapping[str, Mapping[str, Timing]]) -> Figure:

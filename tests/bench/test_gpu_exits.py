@@ -7,8 +7,9 @@ import json
 import pytest
 import torch
 
-from moe_lab.bench import gpu_exits
-from moe_lab.bench.gpu_exits import DeviceLost, cases, compare, main, measure, tune
+from moe_lab.bench import gpu_exits, gpu_exits_cases
+from moe_lab.bench.gpu_exits import ExitsBench, exits_tables, main
+from moe_lab.bench.gpu_exits_cases import DeviceLost, cases, compare, measure, tune
 from moe_lab.bench.gpu_exits_planted import TINY, PlantedNetwork
 from moe_lab.exits import Prediction
 
@@ -42,7 +43,7 @@ def test_other_answers_are_not_timed(tiny, monkeypatch):
     def broken(*_, **__):
         return {"full, eager": lambda: lambda x: tiny.full(x).softmax(-1), "plain": lambda: lambda x: 1 / 0}
 
-    monkeypatch.setattr(gpu_exits, "cases", broken)
+    monkeypatch.setattr(gpu_exits_cases, "cases", broken)
     good, bad = measure(tiny, 4, rounds=2, n_steps=1)
     assert good["ms"] > 0 and good["speed_up"] == 1 and good["reached"] is None
     assert "division by zero" in bad["failed"] and "ms" not in bad
@@ -56,6 +57,8 @@ def test_speed_is_over_the_fastest_full_network_and_over_the_images_own_ratio(ti
     assert row["ratio"] == pytest.approx(1 / float(tiny.network.costs[exits].mean()))
     assert row["speed_up"] == pytest.approx(best / row["ms"])
     assert row["reached"] == pytest.approx(best / row["ms"] / row["ratio"])
+    eager = rows["full, eager"]["ms"]
+    assert all(row["over_eager"] == pytest.approx(eager / row["ms"]) for row in rows.values())
     assert row["other_exits"] == 0 and row["again"] >= 0 and row["plan"]["rows"][0] == 8
 
 
@@ -72,8 +75,17 @@ def test_the_command_prints_tables_and_writes_what_it_printed(tmp_path, capsys):
     report = main(["--batches", "3", "--layers", "3", "--cases", "full, eager", "plain", "--dtype", "float32", *frame])
     printed = capsys.readouterr().out
     assert json.loads(path.read_text()) == json.loads(json.dumps(report))
-    assert [row["case"] for row in report["tables"][0]["cases"]] == ["full, eager", "plain"]
-    assert report["size"]["layers"] == 3 and report["command"] in printed and "reached" in printed
+    assert [(table["table"], len(table["rows"])) for table in report["tables"]] == [("exits", 2)]
+    assert [row["case"] for row in report["tables"][0]["rows"]] == ["full, eager", "plain"]
+    assert report["environment"]["size"]["layers"] == 3 and report["command"] in printed and "over_eager" in printed
+
+
+def test_thresholds_are_a_table_of_their_own_and_the_tables_come_batch_by_batch(monkeypatch):
+    for name in ("measure", "tune"):
+        monkeypatch.setattr(gpu_exits, name, lambda planted, batch, name=name, **_: [{"case": name, "batch": batch}])
+    config = ExitsBench(size=TINY, batches=(2, 3), compiled=False, tune=True)
+    found = [(table, rows[0]["case"], rows[0]["batch"]) for table, rows in exits_tables(config, "cpu")]
+    assert found == [(*pair, batch) for batch in (2, 3) for pair in (("exits", "measure"), ("exits_tuned", "tune"))]
 
 
 def test_a_case_that_fails_while_it_is_timed_costs_only_itself(tiny):
@@ -101,8 +113,10 @@ def test_a_lost_device_ends_the_command_after_what_was_measured_is_written(tmp_p
     with pytest.raises(SystemExit) as end:
         main(["--device", "cpu", "--no-compile", "--batches", "1", "2", "3", "--json", str(path)])
     report = json.loads(path.read_text())
-    assert end.value.code == 1 and "device is lost" in report["lost"] and "assertion" in capsys.readouterr().err
-    assert [table["cases"][0].get("ms") for table in report["tables"]] == [1.0, None]
+    message = capsys.readouterr().err
+    assert end.value.code == 1 and "device is lost" in message and "assertion" in message
+    assert [table["rows"][0].get("ms") for table in report["tables"]] == [1.0, None]
+    assert report["tables"][1]["rows"][0]["failed"] == "assertion"
 
 
 @pytest.mark.parametrize(

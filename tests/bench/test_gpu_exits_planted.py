@@ -24,6 +24,19 @@ def test_images_leave_where_it_is_written_also_in_bfloat16(dtype):
     assert len(masked.labels.unique()) > 3  # answers depend on the image
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_class_token_begins_with_the_exit_1_and_0_and_no_other_token_has_the_planted_pixel(dtype):
+    planted = PlantedNetwork(TINY, 2.05, "cpu", dtype)
+    images, exits = planted.images(30, seed=2)
+    h = planted.network.stem(images)
+    assert torch.equal(h[:, 0, 0], exits.to(dtype)) and (h[:, 0, 1] == 1).all() and not h[:, 0, 2].any()
+    assert (h[0, 0, 3:] == h[:, 0, 3:]).all() and h[:, 0, 3:].any()
+    images[:, 0, 0, 0] += 1
+    changed = planted.network.stem(images)
+    assert torch.equal(changed[:, 0, 0], h[:, 0, 0] + 1)
+    assert torch.equal(changed[..., 1:], h[..., 1:])
+
+
 def test_exits_cost_what_was_asked_for(tiny):
     _, exits = tiny.images(20000, seed=0)
     assert float((tiny.shares * tiny.network.costs).sum()) == pytest.approx(1 / 2.05, rel=1e-3)

@@ -163,8 +163,25 @@ def test_modes_come_back_and_a_network_in_training_mode_drops_nothing():
 
 def test_compiled_parts_answer_alike(monkeypatch):
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
-    net, x = network(), samples([0, 1, 2, 3, 3, 0])
-    same(FastPredictor(net, x, compiled=True, graphs=False)(x), net.predict(x))
+    for in_place in (False, True):
+        net, x = network(in_place=in_place), samples([0, 1, 2, 3, 3, 0])
+        before = x.clone()
+        for compact_from, late in ((0.0, False), (0.0, True), (1.0, False)):
+            fast = FastPredictor(net, x, compiled=True, graphs=False, compact_from=compact_from, late=late)
+            same(fast(x), net.predict(x))
+        assert torch.equal(x, before)
+
+
+@pytest.mark.usefixtures("graphs")
+@pytest.mark.parametrize("in_place", [False, True])
+def test_pieces_that_are_compiled_as_one_are_captured_too(monkeypatch, in_place):
+    monkeypatch.setattr(torch, "compile", lambda piece: piece)
+    net, x = network(in_place=in_place), samples([0, 1, 2, 3] * 5)
+    for compact_from, late in ((0.0, False), (0.0, True), (1.0, False)):
+        fast = FastPredictor(net, x, batch_sizes=(20,), compiled=True, compact_from=compact_from, late=late)
+        assert fast.plans[20].graph
+        for part in (x, x[:11], x[:1]):
+            same(fast(part), net.predict(part))
 
 
 @pytest.mark.parametrize(
@@ -393,6 +410,20 @@ def test_what_an_earlier_batch_left_in_the_padding_neither_counts_nor_takes_room
     fast.answered_again = 0
     assert fast(samples([3] * 10)).exits.tolist() == [3] * 10 and fast.answered_again == 0
     assert fast(samples([0] * 20)).exits.tolist() == [0] * 20  # and all are real again
+
+
+@pytest.mark.usefixtures("graphs")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, None])
+def test_costs_keep_their_dtype_and_may_be_unknown(dtype):
+    net = network()
+    net.costs = None if dtype is None else net.costs.to(dtype)
+    fast = FastPredictor(net, samples([0] * 9 + [3]), batch_sizes=(20,), compact_from=0.0, spread=0.0)
+    for exits in ([0, 1, 2, 3] * 5, [0, 1, 2, 3] * 3):  # more stay than there is room: some are answered again
+        x = samples(exits)
+        found, expected = fast(x), net.predict(x)
+        assert found.exits.tolist() == exits and fast.answered_again
+        assert found.cost is None if dtype is None else torch.equal(found.cost, expected.cost)
+        assert dtype is None or found.cost.dtype == dtype
 
 
 @pytest.mark.usefixtures("graphs")

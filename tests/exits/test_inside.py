@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_lab.exits import ExitGates, exits_taken, kernels, uncertainty_features
-from moe_lab.exits.inside import Answers, Inside
+from moe_lab.exits.inside import Inside, Record
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 needs_triton = pytest.mark.skipif(
@@ -29,7 +29,7 @@ def gates(n_gates, seed=0):
 
 
 def inside(n, real, n_classes, made, model="direct", fused=False, costs=None):
-    return Inside(n, torch.tensor(real, device=DEVICE), n_classes, made, model, fused, costs)
+    return Inside(Record(n, n_classes, costs, device=DEVICE).begin(real), made, model, fused, costs)
 
 
 @torch.no_grad()
@@ -49,17 +49,18 @@ def test_samples_leave_where_the_rule_says_with_the_logits_of_that_exit(model, f
     costs = torch.tensor([0.1, 0.3, 0.7, 1.0], dtype=torch.float64, device=DEVICE)
     state = run(inside(50, 47, 5, made, model, fused, costs), logits)
     assert state.fused == fused
-    answers, copy = state.answers, state.answers.copy()
+    answers, (probabilities, exits, cost) = state.record, state.record.answers(47)
     assert torch.equal(answers.exits[:47], expected[:47]) and len(expected.unique()) > 2
     assert (answers.exits[47:50] == -1).all() and (answers.probabilities[47:50] == 0).all()  # padding
     rows = torch.arange(47, device=DEVICE)
     torch.testing.assert_close(answers.probabilities[:47], logits[rows, expected[:47]].softmax(-1))
     assert torch.equal(answers.cost[:47], costs[expected[:47]]) and not answers.cost[47:50].any()
     assert (state.samples == -1).all()
-    total, answered = state.checks.tolist()
+    total, answered = state.record.checks.tolist()
     assert answered == 47 and not math.isnan(total)
+    assert torch.equal(exits, answers.exits[:47]) and torch.equal(probabilities, answers.probabilities[:47])
     answers.memory.zero_()
-    assert torch.equal(copy.exits[:47], expected[:47]) and copy.probabilities[:47].any(1).all() and copy.cost[:47].all()
+    assert torch.equal(exits, expected[:47]) and probabilities.any(1).all() and torch.equal(cost, costs[exits])
 
 
 @pytest.mark.parametrize("fused", [False, pytest.param(True, marks=needs_triton)])
@@ -71,8 +72,8 @@ def test_nan_is_seen_by_the_check_but_not_that_of_padding(fused, where):
         poisoned = logits.clone()
         poisoned[row, where[1], 1] = torch.nan
         state = run(inside(8, 7, 3, made, fused=fused), poisoned)
-        total, answered = state.checks.tolist()
-        assert math.isnan(total) == bad and answered == 7 and state.answers.cost is None
+        total, answered = state.record.checks.tolist()
+        assert math.isnan(total) == bad and answered == 7 and state.record.cost is None
 
 
 @pytest.mark.parametrize("fused", [False, pytest.param(True, marks=needs_triton)])
@@ -82,19 +83,35 @@ def test_samples_that_found_no_place_are_not_counted_as_answered(fused):
     state = inside(40, 33, 3, made, fused=fused)
     state.close_up(h, 20, may_write=fused)
     run(state, torch.randn(20, 3, 3, device=DEVICE))
-    assert state.checks[1] == 20 and not state.checks.isnan().any()
-    assert (state.answers.exits[:40] < 0).tolist() == [False] * 20 + [True] * 20
+    assert state.record.checks[1] == 20 and not state.record.checks.isnan().any()
+    assert (state.record.exits[:40] < 0).tolist() == [False] * 20 + [True] * 20
 
 
 @pytest.mark.parametrize("n_classes", [2, 3, 10])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_answers_lie_apart_in_one_memory_whatever_their_sizes(n_classes, dtype):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, None])
+def test_a_record_is_one_memory_whatever_its_sizes(n_classes, dtype):
     for n in (1, 2, 5, 8):
-        answers = Answers(n, n_classes, torch.ones(3, dtype=dtype))
-        for value, tensor in enumerate((answers.exits, answers.probabilities, answers.cost), 1):
+        record = Record(n, n_classes, None if dtype is None else torch.ones(3, dtype=dtype))
+        names = ["exits", "probabilities", "checks", "samples", "given_away"] + (["cost"] if dtype else [])
+        parts = [getattr(record, name) for name in names]
+        for value, tensor in enumerate(parts, 1):
             tensor.fill_(value)
-        assert (answers.exits == 1).all() and (answers.probabilities == 2).all() and (answers.cost == 3).all()
-        assert answers.probabilities.shape == (n + 1, n_classes) and len(answers.exits) == len(answers.cost) == n + 1
+        assert all((tensor == value).all() for value, tensor in enumerate(parts, 1))
+        assert {tensor.untyped_storage().data_ptr() for tensor in parts} == {record.memory.data_ptr()}
+        assert record.probabilities.shape == (n + 1, n_classes) and len(record.exits) == n + 1
+        assert record.cost is None if dtype is None else (record.cost.dtype, len(record.cost)) == (dtype, n + 1)
+
+
+def test_a_record_begins_anew_whatever_was_in_it_and_a_copy_is_its_own():
+    record = Record(5, 3, torch.ones(3))
+    for count in (5, 2, 0, 5):
+        record.memory.fill_(0x5A)
+        assert record.begin(count) is record
+        copy, answers = record.copy(), record.answers(count)
+        record.memory.fill_(0x5A)
+        assert [len(part) for part in answers] == [count] * 3 and (answers[1] == -1).all() and not answers[0].any()
+        assert copy.samples.tolist() == [*range(count)] + [-1] * (5 - count) and (copy.exits == -1).all()
+        assert not any(part.any() for part in (copy.probabilities, copy.checks, copy.given_away, copy.cost))
 
 
 def by_hand(samples, keep):
@@ -164,16 +181,14 @@ def test_triton_decides_like_torch(n_classes, dtype, model):
         first.leave(logits[:, 0], 0, False)
         second.leave(logits[:, 0], 0, False)
     torch.testing.assert_close(first.given_away, second.given_away, atol=2e-6, rtol=2e-5)
-    assert torch.equal(first.samples, second.samples) and first.checks[1] == second.checks[1]
-    assert torch.equal(first.answers.exits[:70], second.answers.exits[:70])
-    torch.testing.assert_close(
-        first.answers.probabilities[:70], second.answers.probabilities[:70], atol=2e-6, rtol=2e-5
-    )
+    assert torch.equal(first.samples, second.samples) and first.record.checks[1] == second.record.checks[1]
+    assert torch.equal(first.record.exits[:70], second.record.exits[:70])
+    torch.testing.assert_close(first.record.probabilities[:70], second.record.probabilities[:70], atol=2e-6, rtol=2e-5)
 
 
 @needs_triton
-def test_triton_closes_up_more_rows_than_one_pass_of_its_program_sees():
-    n, keep = 2600, 1300
+@pytest.mark.parametrize(("n", "keep"), [(2600, 1300), (9000, 4700), (4500, 4490), (4500, 7)])
+def test_triton_closes_up_more_rows_than_one_pass_of_its_program_sees(n, keep):
     states = [inside(n, n, 3, gates(2), fused=fused) for fused in (True, False)]
     alive = torch.rand(n, device=DEVICE) < 0.4
     h = torch.randn(n, 3, device=DEVICE)

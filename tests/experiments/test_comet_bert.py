@@ -527,6 +527,9 @@ def test_claims_of_several_teachers_have_a_row_for_each_and_one_whose_interval_i
     assert rows["does it hold?"].tolist()[3] == "inconclusive"
     plus = table[table["paper claims"].str.startswith("comet+ beats MoEBERT")]
     assert plus["on what"].tolist() == ["sst2, minilm, 4 experts, 9 steps, teacher 0, 1 seed"]
+    short = bert_claims(runs, each_teacher=False)
+    assert short[short["paper claims"] == claim]["on what"].tolist() == what[3:]
+    assert short["paper claims"].is_unique
     two = bert_claims([run for run in runs if run.config["teacher_seed"] < 2])
     assert two[two["paper claims"] == claim]["does it hold?"].tolist()[-1] == "inconclusive (2 teachers)"
 

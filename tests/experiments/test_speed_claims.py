@@ -52,14 +52,14 @@ def test_the_newest_result_with_the_curve_counts(tmp_path):
 def test_a_layer_below_what_was_asked_does_not_hold_and_its_best_form_is_named(tmp_path):
     rows = [
         moe_row(SHAPES[0], "ours", 0.85, 1.5),
-        moe_row(SHAPES[0], "ours, fused backward", 0.93, 1.6),
+        moe_row(SHAPES[0], "ours, compiled", 0.93, 1.6),
         moe_row(SHAPES[0], "ours, variable k", 0.99, 1.6, 0.97),
         moe_row(SHAPES[1], "ours", 0.86, 1.2),
         moe_row(SHAPES[1], "ours, CUDA graph", 0.86, 1.2),
     ]
     _, table = judged(root=tmp_path, moe=rows)
     assert table["does it hold?"].tolist()[:6] == ["no", "yes", "yes", "no", "yes", "no"]
-    assert table.measured[0] == "0.85; at best 0.93 (ours, fused backward)"
+    assert table.measured[0] == "0.85; at best 0.93 (ours, compiled)"
     assert table.asked[0].endswith("0.90 of a dense layer") and table.asked[2].endswith("0.85 of a dense layer")
     assert table.measured[4] == "0.97 to 0.97 (ours, variable k)" and table.measured[5] == "1 of 2 sizes"
     assert all("Card A" in text for text in table["on what"][:6])

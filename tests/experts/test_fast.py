@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from moe_lab.experts import ConvExperts, MLPExperts, MoE, MultiGateMoE, combine_experts, kernels, run_everything
 from moe_lab.experts.dispatch import run_experts, why_not_fast
-from moe_lab.experts.fast import OWN, groupable, grouped_mlp
+from moe_lab.experts.fast import groupable, grouped_mlp
 from moe_lab.gates import CometGate, TopKGate
 from moe_lab.gates.losses import load_balancing_loss
 
@@ -26,8 +26,7 @@ def small_tiles(monkeypatch):
         for name in kernels.BLOCKS:
             monkeypatch.setitem(kernels.BLOCKS, name, kernels.Blocks(16, 32, 1))
         for name in kernels.PRODUCTS:
-            tile = kernels.Product(16, 16, 1, depth=8, stages=1, registers=None, turns=name == "product")
-            monkeypatch.setitem(kernels.PRODUCTS, name, tile)
+            monkeypatch.setitem(kernels.PRODUCTS, name, kernels.Product(16, 16, 1, depth=8, stages=1))
 
 
 def make_bank(n_experts, sizes=(D, H, F), activation="gelu", dtype=torch.float64):
@@ -121,19 +120,16 @@ def test_any_pattern_of_weights_equals_the_oracle_and_a_zero_has_no_gradient(
     assert (grad[weights == 0] == 0).all()
 
 
-@pytest.mark.parametrize("own", [("product",), ("hidden_gradient",), ("hidden", "hidden_gradient"), OWN], ids=str)
 @pytest.mark.parametrize("recompute", [False, True])
-def test_products_of_our_own_give_the_same_layer_and_where_they_cannot_run_the_same_bits(own, recompute):
+def test_products_of_our_own_give_the_same_layer_and_where_they_cannot_run_the_same_bits(recompute):
     bank, (experts, values, spread) = make_bank(5, dtype=torch.float16), fixed(21, 5, 2, torch.float32)
     x = torch.randn(21, D).half().requires_grad_()
     for routing in ((experts, values), spread(values.detach())):
         leaves = [x, *([values] if isinstance(routing, tuple) else []), *bank.parameters()]
-        expected = grouped_mlp(x, routing, *layer(bank), recompute=recompute, own=())
-        y = grouped_mlp(x, routing, *layer(bank), recompute=recompute, own=own)
+        expected = grouped_mlp(x, routing, *layer(bank), recompute=recompute, own=False)
+        y = grouped_mlp(x, routing, *layer(bank), recompute=recompute)
         for a, b in zip([y, *gradients(y, leaves)], [expected, *gradients(expected, leaves)], strict=True):
             assert torch.equal(a, b) or (kernels.usable(x) and (a - b).norm() < 5e-3 * b.norm())
-    with pytest.raises(ValueError, match="did you mean 'product'"):
-        grouped_mlp(x, (experts, values), *layer(bank), own=("products",))
 
 
 def test_gradcheck_in_float64():
@@ -343,7 +339,7 @@ def on_cuda(n_experts=16, k=2, tokens=333, sizes=(128, 256, 128)):
 
 
 @needs_cuda
-@pytest.mark.parametrize("options", [{}, {"recompute": True}, {"own": ()}, {"own": ("product",)}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"recompute": True}, {"own": False}], ids=str)
 def test_cuda_in_bfloat16_agrees_with_float64_on_the_cpu_and_repeats_its_bits(options):
     bank, x, experts, values, _ = on_cuda()
     leaves = [x, values, *bank.parameters()]

@@ -5,8 +5,6 @@ The Triton half runs on CUDA, or in Triton's interpreter: TRITON_INTERPRET=1 pyt
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import torch
 from hypothesis import given
@@ -30,14 +28,7 @@ def small_blocks(monkeypatch):
         for name in kernels.BLOCKS:
             monkeypatch.setitem(kernels.BLOCKS, name, Blocks(2, 16, 1))
         for name in kernels.PRODUCTS:
-            monkeypatch.setitem(kernels.PRODUCTS, name, Product(4, 16, 1, depth=16, stages=1, registers=None))
-
-
-@pytest.fixture(params=[True, False], ids=["turns", "one each"])
-def tiles_in_turns(request, small_blocks, monkeypatch):
-    """Both ways in which products go over their tiles."""
-    for name, tile in kernels.PRODUCTS.items():
-        monkeypatch.setitem(kernels.PRODUCTS, name, dataclasses.replace(tile, turns=request.param))
+            monkeypatch.setitem(kernels.PRODUCTS, name, Product(4, 16, 1, depth=16, stages=1))
 
 
 def routed(tokens, n_experts, k, seed=0):
@@ -247,51 +238,25 @@ def test_triton_keeps_nan():
 @needs_triton
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("counts", [[0, 1, 9, 0, 3], [300, 0, 0, 129, 1], [0, 0, 0, 0, 7]], ids=str)
-def test_a_product_equals_the_loop_over_experts_and_leaves_rows_of_nobody_alone(counts, transposed, tiles_in_turns):
+def test_a_product_equals_the_loop_over_experts_and_leaves_rows_of_nobody_alone(counts, transposed):
     """Odd rests in rows and columns; the last rows belong to no expert."""
     half, inner = (torch.bfloat16, 64) if DEVICE == "cuda" else (torch.float16, 32)
     ends, n = torch.tensor(counts).cumsum(0).to(DEVICE, torch.int32), sum(counts)
     rows = torch.randn(n + 5, inner, device=DEVICE).to(half)
     rows[n:] = torch.nan
     w = torch.randn(5, 40, inner, device=DEVICE).to(half)
-    found = kernels.product(rows, w if transposed else w.transpose(1, 2).contiguous(), ends, transposed)[:n]
+    w_given = w if transposed else w.transpose(1, 2).contiguous()
+    assert kernels.product_runs(rows, w_given, transposed)
+    found = kernels.product(rows, w_given, ends, transposed)[:n]
     expected = torch.cat([part @ each.T for part, each in zip(rows[:n].float().split(counts), w.float(), strict=True)])
     assert found.dtype == half and (found.float() - expected).norm() < 5e-3 * expected.norm()
 
 
 @needs_triton
-@pytest.mark.parametrize("has_bias", [True, False])
-@pytest.mark.parametrize("activation", kernels.ACTIVATIONS)
-def test_the_product_that_ends_in_the_activation_s_backward_equals_the_two_steps(activation, has_bias, tiles_in_turns):
-    """Odd rests in rows, columns and depth; experts 0 and 3 have no rows."""
-    half = torch.bfloat16 if DEVICE == "cuda" else torch.float16  # the interpreter cannot multiply bfloat16
-    ends = torch.tensor([0, 1, 10, 10, 13], dtype=torch.int32, device=DEVICE)
-    h, grad_rows, w2 = (torch.randn(size, device=DEVICE).to(half) for size in ((13, 40), (13, 24), (5, 40, 24)))
-    bias = torch.randn(5, 40, device=DEVICE).to(half) if has_bias else None
-    value = torch.rand(13, device=DEVICE)
-    assert kernels.fusable(h, 40, 24) and not kernels.fusable(h, 40, 20) and not kernels.fusable(h.float(), 40, 24)
-    grad = torch.cat([rows @ w.T for rows, w in zip(grad_rows.float().split([0, 1, 9, 0, 3]), w2.float(), strict=True)])
-    expected = kernels.activate_backward_oracle(h.float(), bias, value, ends, activation, grad, False)[:3]
-    found = kernels.hidden_gradient(grad_rows, w2, h, bias, value, ends, activation)
-    assert found[0].dtype == half and found[1].dtype == torch.float32
-    for a, b in zip(found, expected, strict=True):
-        assert (a is None) == (b is None)
-        if a is not None:
-            assert (a.float() - b).norm() < 5e-3 * b.norm()
-
-
-@needs_triton
-@pytest.mark.parametrize("has_bias", [True, False])
-@pytest.mark.parametrize("activation", kernels.ACTIVATIONS)
-def test_the_product_that_ends_in_the_activation_equals_the_two_steps(activation, has_bias, tiles_in_turns):
-    half, inner = (torch.bfloat16, 64) if DEVICE == "cuda" else (torch.float16, 32)
-    ends = torch.tensor([0, 1, 10, 10, 13], dtype=torch.int32, device=DEVICE)
-    rows, w1 = torch.randn(13, inner, device=DEVICE).to(half), torch.randn(5, inner, 40, device=DEVICE).to(half)
-    bias = torch.randn(5, 40, device=DEVICE).to(half) if has_bias else None
-    value = torch.rand(13, device=DEVICE)
-    h, a = kernels.hidden(rows, w1, bias, value, ends, activation)
-    products = [part @ w for part, w in zip(rows.float().split([0, 1, 9, 0, 3]), w1.float(), strict=True)]
-    exact = torch.cat(products)
-    assert (h.float() - exact).norm() < 5e-3 * exact.norm()
-    expected = kernels.activate_oracle(h, bias, value, ends, activation)
-    assert (a.float() - expected.float()).norm() < 5e-3 * expected.float().norm()
+def test_a_product_that_cannot_run_says_so():
+    half = torch.bfloat16 if DEVICE == "cuda" else torch.float16
+    rows, w = torch.randn(3, 64, device=DEVICE).to(half), torch.randn(2, 64, 40, device=DEVICE).to(half)
+    assert kernels.product_runs(rows, w) and kernels.product_runs(rows[:, :40], w, transposed=True)
+    assert not kernels.product_runs(rows[:0], w) and not kernels.product_runs(rows.float(), w.float())
+    assert not kernels.product_runs(rows, w[..., :36])  # rows of 72 bytes
+    assert not kernels.product_runs(rows[:, :56], w[:, :56])  # the last step would reach into the next expert

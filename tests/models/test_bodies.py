@@ -9,6 +9,7 @@ from moe_lab.exits.cost import gate_multiply_adds
 from moe_lab.exits.joint import JointExits, Phases
 from moe_lab.models import ConvNet, ExitBody, VisionTransformer, t2t_vit_7
 from moe_lab.models.t2t_vit import SMALL_SPLITS
+from moe_lab.models.vit import PatchStem
 
 SMALL_T2T = {"width": 16, "layers": 3, "heads": 2, "token_width": 8, "n_features": 4, "splits": SMALL_SPLITS}
 BODIES = {
@@ -158,6 +159,32 @@ def test_a_seed_gives_the_vision_transformer_the_weights_it_always_gave():
     assert torch.equal(attention.key_value.weight, linears[1].weight)
     assert {name.split(".")[0] for name in body.state_dict()} == {"stem", "blocks", "pool", "head"}
     assert all(pool is body.pool for pool in body.pools)
+
+
+@pytest.mark.parametrize(("channels", "side", "patch"), [(1, 8, 4), (3, 6, 3), (5, 4, 1), (2, 4, 4)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_patches_as_rows_of_a_product_are_the_convolution(channels, side, patch, dtype):
+    stem, x = PatchStem(side, channels, patch, 7).to(dtype), torch.randn(3, channels, side, side, dtype=dtype)
+    exact = {torch.float32: 1e-5, torch.float64: 1e-13}[dtype]
+    for images in (x, x.to(memory_format=torch.channels_last), x[:0]):
+        patches = stem.patches(images)
+        assert patches.shape == (len(images), (side // patch) ** 2 + 1, channels * patch**2) and not patches[:, 0].any()
+        torch.testing.assert_close(stem.embed(patches), stem(images), atol=exact, rtol=0)
+    weights = torch.randn_like(stem(x))
+    found, expected = (
+        torch.autograd.grad((h * weights).sum(), list(stem.parameters()))
+        for h in (stem.embed(stem.patches(x)), stem(x))
+    )
+    torch.testing.assert_close(found, expected, atol=20 * exact, rtol=0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_on_cuda_the_stem_takes_the_product_and_answers_as_on_a_cpu():
+    stem, x = PatchStem(6, 3, 3, 7).double(), torch.randn(4, 3, 6, 6, dtype=torch.float64)
+    expected = stem(x)
+    torch.testing.assert_close(stem.cuda()(x.cuda()).cpu(), expected)
+    stem.project.forward = None  # is not asked
+    assert stem(x.cuda()).shape == (4, 5, 7)
 
 
 class Wrong(nn.Module):

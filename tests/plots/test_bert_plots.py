@@ -62,6 +62,37 @@ def test_scores_have_a_mark_per_run_and_a_bar_per_mean(ax):
     assert [text.get_text() for text in ax.texts] == ["floor"] and ax.get_ylabel() == "accuracy"
 
 
+def test_runs_of_several_teachers_stand_beside_each_other(ax):
+    runs = [run("hash", metrics={"test_score": 0.5}) for _ in range(3)]
+    for teacher, each in enumerate(runs):
+        each.config["teacher_seed"] = teacher
+    draw.draw_scores(ax, {"hash": runs})
+    left, middle, right = ax.lines[0].get_xdata()
+    assert left < middle == 0 < right < 0.5
+
+
+def test_pairs_have_a_mark_each_and_a_bar_per_teacher(ax):
+    table = pd.DataFrame([[1.0, 3.0], [-1.0, np.nan]], index=[0, 2])
+    draw.draw_pairs(ax, {"a − b": table, "c − b": table.loc[[2]]}, title="t")
+    marks = [line for line in ax.lines if line.get_linestyle() == "None"]
+    assert [list(line.get_ydata()) for line in marks] == [[1.0, 3.0], [-1.0], [-1.0]]
+    assert marks[0].get_marker() != marks[1].get_marker() == marks[2].get_marker()
+    assert [collection.get_segments()[0][0][1] for collection in ax.collections] == pytest.approx([2.0, -1.0, -1.0])
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["teacher 0", "teacher 2"]
+
+
+def test_costs_are_medians_with_a_line_from_least_to_most(ax):
+    timed = pd.DataFrame({"FLOPs": [0.5, 0.5, 0.5], "time, batch 1": [2.0, 3.0, 5.0]})
+    draw.draw_costs(ax, {"hash": timed, "comet": timed[["FLOPs"]]})
+    marks = [line for line in ax.lines if line.get_linestyle() == "None" or line.get_marker() not in ("None", "")]
+    assert [line.get_xdata()[0] for line in marks] == pytest.approx([0.5, 3.0, 0.5])
+    (start, _), (end, _) = ax.collections[1].get_segments()[0]
+    assert (start, end) == (2.0, 5.0)
+    assert ax.get_xscale() == "log" and [label.get_text() for label in ax.get_yticklabels()] == ["hash", "comet"]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["FLOPs", "time, batch 1"]
+    assert ax.get_ylim()[0] > ax.get_ylim()[1]  # the first on top
+
+
 def test_experts_are_means_over_layers_and_a_gate_is_named_once(ax):
     rows = [
         {"step": step, "layer": layer, "experts_mean": 4 - layer - step / 10} for step in (0, 10) for layer in (0, 1)

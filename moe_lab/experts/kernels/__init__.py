@@ -12,8 +12,6 @@ token has is called ``slots``: the integer K (token t has pairs tK .. tK + K - 1
     activation   activate            a = g * act(h + b_e)
                  activate_backward   dh = g * act'(h + b_e) * da,  dg = <act(h + b_e), da>,  db_e = sum of dh over e
     products     product             rows W_e or rows W_e^T, per expert
-                 hidden              h = X W_e and activate, in one grouped product
-                 hidden_gradient     da = G W_e^T and activate_backward, in one that does not write da
     tuning       block shapes
 
 No kernel uses atomics: the same input gives the same bits.
@@ -32,7 +30,7 @@ from moe_lab.experts.kernels.order import (
     pattern_order,
     pattern_order_oracle,
 )
-from moe_lab.experts.kernels.products import fusable, hidden, hidden_gradient, product
+from moe_lab.experts.kernels.products import product, product_runs
 from moe_lab.experts.kernels.rows import scatter_rows, scatter_rows_oracle, sum_rows, sum_rows_oracle
 from moe_lab.experts.kernels.tuning import BLOCKS, PRODUCTS, Blocks, Product
 from moe_lab.triton_support import INTERPRETED, triton, usable
@@ -52,12 +50,10 @@ __all__ = [
     "activate_oracle",
     "expert_order",
     "expert_order_oracle",
-    "fusable",
-    "hidden",
-    "hidden_gradient",
     "pattern_order",
     "pattern_order_oracle",
     "product",
+    "product_runs",
     "scatter_rows",
     "scatter_rows_oracle",
     "sum_rows",

@@ -22,19 +22,19 @@ class Blocks:
 class Product(Blocks):
     """The tile of a product: ``depth`` of its inner dimension at a time, ``stages`` of them in flight.
 
-    It is finished in ``pieces`` (a power of 2). ``turns``: programs take tiles in turns, see `products`, ``programs``
-    of them side by side on a multiprocessor. Two fit with ``registers`` = 128 a thread and 8 warps; None: no limit.
+    It is stored in ``pieces`` (a power of 2). ``programs`` run side by side on a multiprocessor: two fit with
+    ``registers`` = 128 a thread and 8 warps; None: no limit.
     """
 
     depth: int
     stages: int
-    registers: int | None
+    registers: int | None = None
     pieces: int = 4
-    turns: bool = True
     programs: int = 1
 
 
-# Measured on an H100 with the three shapes of `bench.gpu_problem`; between neighbours lie a few per cent.
+# Measured on an H100, the product's on an H200, with the three shapes of `bench.gpu_problem`; between neighbours lie a
+# few per cent.
 BLOCKS = {
     "scatter_rows": Blocks(4, 512, 4),
     "sum_rows": Blocks(4, 512, 4),
@@ -42,8 +42,4 @@ BLOCKS = {
     "activate_backward": Blocks(8, 256, 4),
 }
 TILE = 128  # rows of one expert that a program of the activation kernels walks over, BLOCKS rows at a time
-PRODUCTS = {
-    "product": Product(128, 256, 8, depth=64, stages=4, registers=None),
-    "hidden": Product(128, 128, 8, depth=64, stages=3, registers=128, turns=False),
-    "hidden_gradient": Product(128, 128, 8, depth=64, stages=3, registers=128, turns=False),
-}
+PRODUCTS = {"product": Product(128, 256, 8, depth=64, stages=4)}
