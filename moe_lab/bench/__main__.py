@@ -42,6 +42,7 @@ def _gpu_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cuda", help="cuda (default), cuda:1; cpu: a dry run with tiny sizes")
     add_turns(parser, None)
     parser.add_argument("--side-by-side", type=int, default=200, help="trials: of a stack (default %(default)s)")
+    parser.add_argument("--batches", type=int, nargs="+", metavar="N", help="exits: images per call")
     parser.add_argument("--trial-gates", nargs="+", default=[], metavar="GATE", help="trials: these gates only")
     parser.add_argument("--trial-epochs", type=int, default=8, help="trials: of each (default %(default)s)")
     parser.add_argument("--alone", type=int, default=2, help="trials: how many one at a time (default %(default)s)")
@@ -64,11 +65,12 @@ def _gpu(given: dict) -> GpuBenchConfig:
     trials = {name: given[name] for name in ("side_by_side", "trial_epochs", "alone")}
     trials["trial_gates"] = tuple(given["trial_gates"])
     config = GpuBenchConfig(tuple(given["tables"]), given["device"], **trials)
+    batches = {"batches": tuple(given["batches"])} if given["batches"] else {}
     return dataclasses.replace(
         config,
         moe=dataclasses.replace(config.moe, **closer),
         gates=dataclasses.replace(config.gates, **closer),
-        exits=dataclasses.replace(config.exits, **frame),
+        exits=dataclasses.replace(config.exits, **batches, **frame),
     )
 
 

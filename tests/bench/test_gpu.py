@@ -88,21 +88,12 @@ def test_the_command_line_reaches_the_config(monkeypatch):
     assert (config.exits.compiled, config.exits.rounds, config.exits.steps) == (False, 2, 3)
     assert seen["command"].startswith("python -m moe_lab.bench gpu --device cpu --tables moe")
     assert (config.side_by_side, config.trial_gates, config.trial_epochs, config.alone) == (200, (), 8, 2)
-    trials = [
-        "--tables",
-        "trials",
-        "--side-by-side",
-        "7",
-        "--trial-gates",
-        "topk",
-        "--trial-epochs",
-        "3",
-        "--alone",
-        "1",
-    ]
-    main(["gpu", "--device", "cpu", *trials])
+    assert config.exits.batches == (1, 64, 512, 4096)
+    trials = "--tables trials --side-by-side 7 --trial-gates topk --trial-epochs 3 --alone 1 --batches 8 16"
+    main(["gpu", "--device", "cpu", *trials.split()])
     config = seen["config"]
     assert (config.side_by_side, config.trial_gates, config.trial_epochs, config.alone) == (7, ("topk",), 3, 1)
+    assert config.exits.batches == (8, 16)
 
     def failing(config, command):
         raise TablesFailed("these tables failed")
