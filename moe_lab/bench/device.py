@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 
 from moe_lab.bench.timing import Timing, take_turns
+from moe_lab.cuda_graphs import capturing
 from moe_lab.experts import kernels
 from moe_lab.runtime import environment
 
@@ -103,7 +104,7 @@ def captured(step: Callable[[], T]) -> Callable[[], T]:
             step()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with capturing(graph):
         result = step()
 
     def replay() -> T:

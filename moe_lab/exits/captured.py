@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from moe_lab.cuda_graphs import capturing
 from moe_lab.exits.checks import check_classes, read_logits
 from moe_lab.exits.inside import Inside, Record
 from moe_lab.exits.network import MultiExitNetwork
@@ -198,7 +199,7 @@ class Graphs:
         pool, self.graphs = torch.cuda.graph_pool_handle(), []
         for group in [[index] for index in range(n_blocks)] if stops else [range(n_blocks)]:
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=pool):
+            with capturing(graph, pool):
                 if group[0] == 0:
                     run.begin(self.x, self.fresh.copy())
                 for index in group:
