@@ -18,7 +18,8 @@ from matplotlib.colors import to_rgb
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from moe_lab.gates.comet import CometGate, walk_levels
+from moe_lab.gates.comet import CometGate
+from moe_lab.gates.trees import walk_levels
 from moe_lab.plots.sheet import INK, PALE, Box
 from moe_lab.plots.style import expert_colors
 

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_lab.gates import CometGate
-from moe_lab.gates.comet import combine_trees, split_balance_loss, tree_probabilities, walk_levels
 from moe_lab.gates.smooth_step import smooth_step
+from moe_lab.gates.trees import combine_trees, split_balance_loss, tree_probabilities, walk_levels
 
 SIZES = [1, 2, 3, 5, 9, 16, 17]
 

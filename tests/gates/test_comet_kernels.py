@@ -10,8 +10,8 @@ import torch
 
 from moe_lab import triton_support
 from moe_lab.gates import comet_kernels
-from moe_lab.gates.comet import walk_levels
 from moe_lab.gates.comet_kernels import TreeBlocks, trees, trees_backward, trees_oracle
+from moe_lab.gates.trees import walk_levels
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 needs_triton = pytest.mark.skipif(
