@@ -14,7 +14,7 @@ import pandas as pd
 from moe_lab.experiments.claims import percent
 from moe_lab.experiments.comet_tuning import pools
 from moe_lab.experiments.recommender_config import RecommenderConfig
-from moe_lab.experiments.summary import tuning_table
+from moe_lab.experiments.recorded_studies import tuning_table
 from moe_lab.results import Result
 from moe_lab.tuning import (
     Interval,

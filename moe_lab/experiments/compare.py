@@ -144,3 +144,11 @@ def paired_difference(
     if len(difference) == 0:
         raise ValueError(f"no seed was run with both {first!r} and {second!r}")
     return mean_difference(difference, n_resamples)
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A table of Markdown; the index is its first column if it has a name, else left out."""
+    header = [name for name in (table.index.name, *table.columns) if name]
+    rows = table.reset_index().values if table.index.name else table.values
+    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+    return "\n".join(lines + ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows])

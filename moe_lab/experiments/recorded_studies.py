@@ -17,7 +17,7 @@ from moe_lab.experiments.comet_tuning import pools
 from moe_lab.paths import recorded_dir
 from moe_lab.results import Result, find_results
 from moe_lab.search_spaces import describe, search_space
-from moe_lab.tuning import TopShare, expected_best, top_share
+from moe_lab.tuning import Pool, TopShare, expected_best, top_share
 
 
 def _longest(studies: list[Result]) -> Result | None:
@@ -80,6 +80,19 @@ def best_accuracy(study: Result) -> dict[str, TopShare]:
 
 def _readable(top: TopShare) -> str:
     return f"{top.mean:.4f}" + (f" ± {top.standard_error:.4f}" if top.n > 1 else "")
+
+
+def tuning_table(dataset: str, of_gate: dict[str, Pool]) -> pd.DataFrame:
+    """The paper's table entry per gate: the best 5 % of trials, beside the size of the space they were drawn from."""
+    rows = {}
+    for gate, pool in of_gate.items():
+        top = top_share(pool)
+        rows[gate] = {
+            "search space": describe(search_space(dataset, gate)),
+            "trials": len(pool.test),
+            f"test loss, best {top.n}": _readable(top),
+        }
+    return pd.DataFrame(rows).T.rename_axis("gate")
 
 
 def side_by_side(studies: Mapping[str, Result], dataset: str) -> pd.DataFrame:

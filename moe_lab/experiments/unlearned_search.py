@@ -38,6 +38,7 @@ from moe_lab.models import TwoTaskRecommender
 from moe_lab.results import Result, run_cached
 from moe_lab.runtime import pick_device
 from moe_lab.train import NonFiniteLoss
+from moe_lab.tuning import Interval
 
 EXPERIMENT = "comet_unlearned_search"
 TRIAL = "comet_unlearned_trial"
@@ -79,39 +80,97 @@ def compare(study: Result, control: Result) -> pd.DataFrame:
         A row per "+" gate. ``without``, ``learned``, ``unlearned``: mean loss of the gate, of gate+, of gate+ with
         nothing learned (the expected loss after one trial). ``plus``: learned minus without, two independent samples.
         ``learning``: learned minus unlearned, trial by trial. Both with a standard error. ``left``: share of what "+"
-        gains that is left without learning (of no meaning where "+" gains nothing). ``pairs``: trials that finished in
-        both.
+        gains that is left without learning (of no meaning where "+" gains nothing; over pairs), ``left_low`` and
+        ``left_high``: its 95 % interval, trials resampled. ``pairs``: trials that finished in both.
 
     Raises:
         ValueError: the control belongs to another study.
     """
+    losses = _losses(study, control)
+    rows = {name: _effect(*of_gate) for name in control.config["gates"] if (of_gate := _of(losses, name)) is not None}
+    return pd.DataFrame(rows).T.rename_axis("gate")
+
+
+def by_soft_epochs(study: Result, control: Result, gate: str) -> pd.DataFrame:
+    """`compare` for one "+" gate, its trials grouped by the epochs for which the permutation was soft.
+
+    Args:
+        study: of `comet_tuning`.
+        control: the same points without learning.
+        gate: of local search ("hash+").
+
+    Returns:
+        A row per number of soft epochs, columns of `compare`. ``without`` is the same in all: trials of the gate
+        without "+" have no soft phase.
+
+    Raises:
+        ValueError: the control belongs to another study, or has no such gate.
+    """
+    of_gate = _of(_losses(study, control), gate)
+    if of_gate is None:
+        raise ValueError(f"the study needs {gate} with and without local search")
+    without, learned, unlearned = of_gate
+    drawn = {row["trial"]: row["drawn"] for row in control.curves["trials"] if row["gate"] == gate}
+    epochs = pd.Series({trial: values["permutation_epochs"] for trial, values in drawn.items()})
+    rows = {
+        soft: _effect(without, *(losses[losses.index.isin(trials)] for losses in (learned, unlearned)))
+        for soft, trials in epochs.groupby(epochs).groups.items()
+    }
+    return pd.DataFrame(rows).T.rename_axis("soft epochs")
+
+
+def _losses(study: Result, control: Result) -> pd.DataFrame:
+    """Test losses; a row per trial, columns (learned or unlearned, gate)."""
     if study.config != control.config:
         raise ValueError("study and control have different configs: their trials are not the same points")
     losses = pd.concat(
         [pd.DataFrame(study.curves["trials"]).assign(kind="learned"), pd.DataFrame(control.curves["trials"])]
     ).fillna({"kind": "unlearned"})
-    table = losses.pivot_table("test_loss", "trial", ["kind", "gate"], dropna=False)
-    rows = {}
-    for name in (gate for gate in control.config["gates"] if gate.endswith("+")):
-        if ("learned", name.removesuffix("+")) not in table:
-            continue
-        without, learned, unlearned = (
-            table[kind, gate].dropna()
-            for kind, gate in (("learned", name.removesuffix("+")), ("learned", name), ("unlearned", name))
-        )
-        paired = (learned - unlearned).dropna()
-        rows[name] = {
-            "without": without.mean(),
-            "learned": learned.mean(),
-            "unlearned": unlearned.mean(),
-            "plus": learned.mean() - without.mean(),
-            "plus_error": float(np.hypot(without.sem(), learned.sem())),
-            "learning": paired.mean(),
-            "learning_error": paired.sem(),
-            "left": (without.mean() - unlearned.mean()) / (without.mean() - learned.mean()),
-            "pairs": len(paired),
-        }
-    return pd.DataFrame(rows).T.rename_axis("gate")
+    return losses.pivot_table("test_loss", "trial", ["kind", "gate"], dropna=False)
+
+
+def _of(losses: pd.DataFrame, name: str) -> tuple[pd.Series, pd.Series, pd.Series] | None:
+    """Losses without "+", learned and unlearned, of trials that finished; None if one of them was not asked for."""
+    base = name.removesuffix("+")
+    columns = (("learned", base), ("learned", name), ("unlearned", name))
+    if base == name or not all(column in losses for column in columns):
+        return None
+    without, learned, unlearned = (losses[column].dropna() for column in columns)
+    return without, learned, unlearned
+
+
+def _effect(without: pd.Series, learned: pd.Series, unlearned: pd.Series) -> dict[str, float]:
+    """A row of `compare`."""
+    paired = (learned - unlearned).dropna()
+    left = _left(without.to_numpy(), learned[paired.index].to_numpy(), unlearned[paired.index].to_numpy())
+    return {
+        "without": without.mean(),
+        "learned": learned.mean(),
+        "unlearned": unlearned.mean(),
+        "plus": learned.mean() - without.mean(),
+        "plus_error": float(np.hypot(without.sem(), learned.sem())),
+        "learning": paired.mean(),
+        "learning_error": paired.sem(),
+        "left": left.value,
+        "left_low": left.low,
+        "left_high": left.high,
+        "pairs": len(paired),
+    }
+
+
+def _left(
+    without: np.ndarray, learned: np.ndarray, unlearned: np.ndarray, n_resamples: int = 2000, seed: int = 0
+) -> Interval:
+    """Share of the gain that is left; resampled are the gate's trials and, independently, the pairs of gate+."""
+    if not len(without) or not len(learned):
+        return Interval(*(float("nan"),) * 3)
+    rng = np.random.default_rng(seed)
+    n, pairs = len(without), len(learned)
+    alone = np.append(without[rng.integers(n, size=(n_resamples, n))].mean(1), without.mean())  # last: as measured
+    drawn = np.vstack([rng.integers(pairs, size=(n_resamples, pairs)), np.arange(pairs)])
+    with np.errstate(divide="ignore", invalid="ignore"):  # "+" changes nothing
+        shares = (alone - unlearned[drawn].mean(1)) / (alone - learned[drawn].mean(1))
+    return Interval(float(shares[-1]), *(float(share) for share in np.nanquantile(shares[:-1], (0.025, 0.975))))
 
 
 def readable(comparison: pd.DataFrame) -> pd.DataFrame:
@@ -141,7 +200,10 @@ def sentences(comparison: pd.DataFrame) -> list[str]:
                 f"{gate}: learned and random permutations cannot be told apart ({value}, {row['pairs']:.0f} pairs)"
             )
         if row["plus"] < -2 * row["plus_error"]:
-            sentence += f'; {100 * row["left"]:.0f} % of what "+" gains is left if nothing is learned'
+            left, low, high = (100 * row[name] for name in ("left", "left_low", "left_high"))
+            sentence += f'; {left:.0f} % [{low:.0f}, {high:.0f}] of what "+" gains is left if nothing is learned'
+        elif row["plus"] > 2 * row["plus_error"]:
+            sentence += f'; "+" is behind the gate without it by {row["plus"]:.4f} ± {row["plus_error"]:.4f}'
         else:
             sentence += '; "+" gains nothing that can be told from chance'
         said.append(f"{sentence}.")

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from moe_lab.experiments import comet_tuning, summary, unlearned_search, vision_tuning
+from moe_lab.experiments import comet_summary, comet_tuning, unlearned_search, vision_tuning
 from moe_lab.experiments.comet_tuning import TuningConfig
 from moe_lab.experiments.recorded_studies import (
     best_accuracy,
@@ -99,19 +99,19 @@ def test_of_images_the_accuracy_is_that_of_the_trials_that_validate_best(tmp_pat
 
 
 def test_the_readmes_tables_show_both_machines_as_soon_as_both_are_there(tmp_path, monkeypatch):
-    without = summary._study_tables()
+    without = comet_summary._study_tables()
     large = study(tmp_path, comet_tuning.EXPERIMENT, tuning(40, device="cuda"), beside=40)
     config = VisionTuningConfig.profile("standard", gates=GATES, n_trials=5)
     images = study(tmp_path, vision_tuning.EXPERIMENT, config)
-    monkeypatch.setattr(summary, "gpu_study", lambda: large)
-    monkeypatch.setattr(summary, "vision_study", lambda: images)
-    text = "\n".join(summary._study_tables())
+    monkeypatch.setattr(comet_summary, "gpu_study", lambda: large)
+    monkeypatch.setattr(comet_summary, "vision_study", lambda: images)
+    text = "\n".join(comet_summary._study_tables())
     assert "GPU: a chip, PyTorch 2.11.0, 40 trials side by side" in text
     assert "CPU: best 5 %" in text and "GPU: best 5 %" in text
     assert "Random search on MultiMNIST" in text and "5 epochs each" in text
-    assert without[-1] in text  # the CPU's control
+    assert without[without.index("CPU:") + 1] in text  # its control
     assert "\nCPU:\n" in text and "\nGPU:\n" not in text  # whose control it is
-    claims = summary.comet_summary()[0]
+    claims = comet_summary.comet_summary()[0]
     assert "multimnist, a chip, 5 trials per gate" in claims
     assert "ml-100k, 40 trials per gate" in claims and "ml-100k, a chip, 40 trials per gate" in claims
 
@@ -121,14 +121,14 @@ def test_the_readmes_tables_have_the_gpus_control_beside_that_of_the_cpu(tmp_pat
     large = study(tmp_path, comet_tuning.EXPERIMENT, config)
     control = study(tmp_path, unlearned_search.EXPERIMENT, dataclasses.replace(config, gates=("hash+", "topk+")))
     control.config = large.config
-    real = summary.control_of
-    monkeypatch.setattr(summary, "gpu_study", lambda: large)
-    monkeypatch.setattr(summary, "control_of", lambda study: control if study is large else real(study))
-    parts = summary._study_tables()
+    real = comet_summary.control_of
+    monkeypatch.setattr(comet_summary, "gpu_study", lambda: large)
+    monkeypatch.setattr(comet_summary, "control_of", lambda study: control if study is large else real(study))
+    parts = comet_summary._study_tables()
     assert parts[-4] == "CPU:" and parts[-2] == "GPU:"
     assert parts[-1].count("| 9 |") == 2
 
 
 @pytest.mark.parametrize("missing", ["tuning_study", "unlearned_control"])
 def test_what_the_readme_rests_on_is_recorded(missing):
-    assert getattr(summary, missing)().finished
+    assert getattr(comet_summary, missing)().finished

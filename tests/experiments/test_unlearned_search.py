@@ -1,5 +1,6 @@
 """The control of the tuning study: everything is as in the trial it controls, only nothing is searched."""
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -101,24 +102,55 @@ def test_numbers_by_hand_and_diverged_trials_leave_their_pair():
     assert table[["without", "learned", "unlearned", "plus"]].tolist() == [6.0, 4.0, 3.75, -2.0]
     assert table["plus_error"] == pytest.approx((1 + 1 / 3) ** 0.5)  # variances 2/2 and 1/3
     assert (table["learning"], table["learning_error"], table["pairs"]) == (-0.25, 0.25, 2)
-    assert table["left"] == 2.25 / 2
+    assert table["left"] == 2.25 / 2.5  # over the two pairs
+    assert table["left_low"] < table["left"] < table["left_high"]
     text = unlearned_search.readable(table.to_frame().T.rename_axis("gate"))
     assert text["learned minus not learned"]["hash+"] == "-0.2500 ± 0.2500"
 
 
+def test_the_interval_of_what_is_left_has_its_truth_inside_about_as_often_as_it_says():
+    rng, truth, studies = np.random.default_rng(0), 0.6, 300
+    inside = 0
+    for _ in range(studies):
+        without, point = 10 + rng.normal(size=60), rng.normal(size=60)
+        learned, unlearned = 8 + point, 10 - 2 * truth + point + 0.3 * rng.normal(size=60)
+        left = unlearned_search._left(without, learned, unlearned, n_resamples=400)
+        inside += left.low <= truth <= left.high
+    assert 0.90 <= inside / studies <= 0.99
+
+
+def test_trials_are_grouped_by_the_length_of_their_soft_phase():
+    config = {"gates": ["hash", "hash+"]}
+    study = by_hand(config, hash=[5.0, 7.0], hash_=[3.0, 5.0, 4.0, 2.0])
+    control = by_hand(config, hash_=[3.5, 5.0, float("nan"), 3.0])
+    for row in control.curves["trials"]:
+        row["drawn"] = {"permutation_epochs": 1 + row["trial"] % 2}
+    table = unlearned_search.by_soft_epochs(study, control, "hash+")
+    assert table.index.tolist() == [1, 2]
+    assert table[["without", "learned", "unlearned", "learning"]].to_numpy().tolist() == [
+        [6.0, 3.5, 3.5, -0.5],
+        [6.0, 3.5, 4.0, -0.5],
+    ]
+    assert table["pairs"].tolist() == [1, 2]
+    with pytest.raises(ValueError, match=r"topk\+ with and without"):
+        unlearned_search.by_soft_epochs(study, control, "topk+")
+
+
 def test_sentences_tell_apart_what_lies_two_standard_errors_apart():
     row = {"learning_error": 0.5, "plus": -3.0, "plus_error": 1.0, "left": 0.63, "pairs": 40.0}
+    row |= {"left_low": 0.43, "left_high": 0.74}
     rows = {
         "hash+": {**row, "learning": -2.0},
         "topk+": {**row, "learning": 2.0, "plus": -1.0},
-        "comet+": {**row, "learning": 0.5},
+        "comet+": {**row, "learning": 0.5, "plus": 3.0},
     }
     better, worse, apart = unlearned_search.sentences(pd.DataFrame(rows).T)
     assert better.startswith("hash+: learned permutations are better than random ones by 2.0000 ± 0.5000 (40 pairs)")
-    assert better.endswith('63 % of what "+" gains is left if nothing is learned.')
+    assert better.endswith('63 % [43, 74] of what "+" gains is left if nothing is learned.')
     assert worse.startswith("topk+: learned permutations are worse")
     assert worse.endswith('"+" gains nothing that can be told from chance.')
     assert apart.startswith("comet+: learned and random permutations cannot be told apart (+0.5000 ± 0.5000")
+    assert apart.endswith('"+" is behind the gate without it by 3.0000 ± 1.0000.')
 
 
 def test_other_studies_and_studies_without_search_are_refused(tmp_path):
