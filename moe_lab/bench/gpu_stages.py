@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from moe_lab.bench.device import part_rows
 from moe_lab.bench.gpu_problem import Problem, Step
+from moe_lab.bench.roofline import OWN
 from moe_lab.experts import kernels
 
 
@@ -51,7 +52,7 @@ def stages(p: Problem) -> dict[str, tuple[Step, float, float]]:
     for name, (left, w, transposed) in ours.items():  # what takes the place of grouped_mm where it can run
         if kernels.product_runs(left, w, transposed):
             step = functools.partial(kernels.product, left, w, ends, transposed)
-            parts[f"product, for {name}"] = (lambda step=step: [step()]), product, 0
+            parts[f"{OWN}{name}"] = (lambda step=step: [step()]), product, 0
     return parts
 
 

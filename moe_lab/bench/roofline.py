@@ -31,6 +31,9 @@ from moe_lab.bench.timing import Timing, take_turns
 TWICE = ", twice a step"
 """How the benchmark marks a stage that a step has twice; its row shows one of them."""
 
+OWN = "product, for "
+"""How it marks a product of our own, which takes the place of a grouped_mm in the layer."""
+
 
 def processor_seconds(timing: Timing) -> float:
     """Median processor time of a step: with one thread that of an idle machine, on a busy one without the waiting."""
@@ -111,7 +114,20 @@ def layer_work(shape: Shape, size: int) -> dict[str, Work]:
 
 def is_product(stage: str) -> bool:
     """It is one of the six grouped products; the others move numbers."""
-    return "W" in stage and "for" not in stage
+    return "W" in stage
+
+
+def grouped_stage(own: str) -> str:
+    """The product whose place a stage `OWN` takes: ``product, for dA`` -> ``dA = G W2^T``.
+
+    Raises:
+        ValueError: it takes the place of none.
+    """
+    name = own.removeprefix(OWN)
+    for stage in layer_work(Shape(1, 1, 1, 1, 1), 1):
+        if stage == name or stage.startswith(f"{name} = "):
+            return stage
+    raise ValueError(f"{own!r} takes the place of no product of the layer")
 
 
 def measured_ceiling(n: int = 1024, numbers: int = 2**24, rounds: int = 3) -> Ceiling:
@@ -145,34 +161,37 @@ def recorded_ceiling(rows: Iterable[Mapping[str, Any]]) -> Ceiling:
 
 
 def against_ceiling(rows: Sequence[Mapping[str, Any]], size: int, ceiling: Ceiling) -> pd.DataFrame:
-    """Rows of the curve ``stages``, of one shape, beside their bounds.
+    """The layer as it runs, from rows of the curve ``stages`` of one shape, beside the bounds of its stages.
 
     Args:
-        rows: with the sizes, stage and ms. Fused products are left out: they replace other stages.
+        rows: with the sizes, stage and ms. Where a product of our own was measured, its time is that of the stage.
         size: bytes per number.
         ceiling: of the machine that measured them.
 
     Returns:
         Index stage (without "twice a step"); columns calls (in a step), ms (of all calls), bound_ms (likewise),
-        reached (bound / measured), intensity, limit ("operations" or "bytes"), product (bool).
+        reached (bound / measured), intensity, limit ("operations" or "bytes"), product (bool), own (bool: it is a
+        product of our own).
     """
-    table = []
+    table, own = [], {grouped_stage(row["stage"]): row["ms"] for row in rows if row["stage"].startswith(OWN)}
     for row in rows:
         shape = Shape(*(row[field.name] for field in dataclasses.fields(Shape)))
         work = layer_work(shape, size).get(row["stage"])
         if work is None:
             continue
         calls, bound = 1 + row["stage"].endswith(TWICE), 1e3 * ceiling.seconds(work)
+        ms = own.get(row["stage"], row["ms"])
         table.append(
             {
                 "stage": row["stage"].removesuffix(TWICE),
                 "calls": calls,
-                "ms": calls * row["ms"],
+                "ms": calls * ms,
                 "bound_ms": calls * bound,
-                "reached": bound / row["ms"],
+                "reached": bound / ms,
                 "intensity": work.intensity,
                 "limit": "operations" if work.intensity >= ceiling.ridge else "bytes",
                 "product": is_product(row["stage"]),
+                "own": row["stage"] in own,
             }
         )
     return pd.DataFrame(table).set_index("stage")

@@ -1,13 +1,14 @@
 """What was asked of the fast paths, beside what the recorded GPU benchmark says (experiment ``bench_gpu``).
 
 A curve may lie in any of several Results, and a later one may come from another card: curves are found by name, the
-newest one counts, and every row says on which card it was measured. The figures asked for were set for an H200.
+newest one counts, and every row says on which card it was measured. The figures asked for were set for an H200. Tables
+for reading: `speed_tables`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ import torch
 
 from moe_lab.bench.gpu_gates_problem import SHAPES as GATE_SHAPES
 from moe_lab.bench.gpu_problem import SHAPES, Shape
-from moe_lab.bench.roofline import Ceiling, against_ceiling
 from moe_lab.paths import recorded_dir
 from moe_lab.results import Result, find_results
 
@@ -80,7 +80,7 @@ def recorded_curve(curve: str, root: Path | str | Iterable[Path | str] | None = 
     return Recorded(curve, newest.curves[curve], newest)
 
 
-def _rows_of(rows: Iterable[Mapping[str, Any]], sizes: Any) -> dict[str, Mapping[str, Any]]:
+def rows_of(rows: Iterable[Mapping[str, Any]], sizes: Any) -> dict[str, Mapping[str, Any]]:
     """Case -> row, of the rows with these sizes that were timed (the first of each case)."""
     wanted, found = dataclasses.asdict(sizes), {}
     for row in rows:
@@ -89,13 +89,20 @@ def _rows_of(rows: Iterable[Mapping[str, Any]], sizes: Any) -> dict[str, Mapping
     return found
 
 
-def _sizes(sizes: Any) -> str:
+def sizes_text(sizes: Any) -> str:
+    """``T 32768, D 1024, H 4096, E 16, k 2``."""
     letters = {"tokens": "T", "width": "D", "hidden": "H", "experts": "E", "k": "k"}
     return ", ".join(f"{letters[name]} {value}" for name, value in dataclasses.asdict(sizes).items())
 
 
-def _shape(row: Mapping[str, Any]) -> Shape:
+def shape_of(row: Mapping[str, Any]) -> Shape:
+    """The sizes in a row of ``moe`` or ``stages``."""
     return Shape(*(row[field.name] for field in dataclasses.fields(Shape)))
+
+
+def _shown(value: float, least: float) -> str:
+    """Two digits; four where two would look like ``least`` although the value is below: judged is what was measured."""
+    return f"{value:.4f}" if value < least <= round(value, 2) else f"{value:.2f}"
 
 
 def _yes(holds: bool) -> str:
@@ -105,21 +112,22 @@ def _yes(holds: bool) -> str:
 def _moe_claims(moe: Recorded) -> list[tuple[str, str, str, str]]:
     rows, lowest, captured = [], {}, []
     for shape, least in OF_DENSE.items():
-        cases = _rows_of(moe.rows, shape)
+        cases = rows_of(moe.rows, shape)
         if "ours" not in cases:
             continue
-        on = f"{_sizes(shape)}; {moe.card}"
+        on = f"{sizes_text(shape)}; {moe.card}"
         ours = cases["ours"]
         if ours.get("of_dense"):
             fixed = {n: r["of_dense"] for n, r in cases.items() if n.startswith("ours") and "variable" not in n}
             best = max(fixed, key=fixed.get)
-            text = f"{ours['of_dense']:.2f}" + f"; at best {fixed[best]:.2f} ({best})" * (best != "ours")
+            text, at_best = (_shown(value, least) for value in (ours["of_dense"], fixed[best]))
+            text += f"; at best {at_best} ({best})" * (at_best != text)
             asked = f"MoE layer: at least {least:.2f} of a dense layer"
             rows.append((asked, text, on, _yes(ours["of_dense"] >= least)))
         if ours.get("of_scattermoe"):
             ratio = ours["of_scattermoe"]
             asked = f"at least {OF_SCATTERMOE} times ScatterMoE"
-            rows.append((asked, f"{ratio:.2f} times", on, _yes(ratio >= OF_SCATTERMOE)))
+            rows.append((asked, f"{_shown(ratio, OF_SCATTERMOE)} times", on, _yes(ratio >= OF_SCATTERMOE)))
         for name in ("ours, variable k, bounded", "ours, variable k"):
             if name in cases and cases[name].get("of_fixed"):
                 lowest.setdefault(name, []).append(cases[name]["of_fixed"])
@@ -137,7 +145,7 @@ def _moe_claims(moe: Recorded) -> list[tuple[str, str, str, str]]:
 def _gate_claims(gates: Recorded) -> list[tuple[str, str, str, str]]:
     rows = []
     for shape, most in OF_TOPK.items():
-        cases = _rows_of([row for row in gates.rows if row.get("sharpness") == 1], shape)
+        cases = rows_of([row for row in gates.rows if row.get("sharpness") == 1], shape)
         if "COMET, kernels" not in cases or "top-k" not in cases:
             continue
         ratio = cases["COMET, kernels"]["of_topk"]
@@ -147,7 +155,7 @@ def _gate_claims(gates: Recorded) -> list[tuple[str, str, str, str]]:
             ours, topk, narrow = (row["ms"] for row in graphs)
             text += f"; as graphs {ours / topk:.2f}, over top-k in x's dtype {ours / narrow:.2f}"
         asked = f"COMET's gate: at most {most:.1f} of the time of top-k"
-        rows.append((asked, text, f"{_sizes(shape)}; {gates.card}", _yes(ratio <= most)))
+        rows.append((asked, text, f"{sizes_text(shape)}; {gates.card}", _yes(ratio <= most)))
     return rows
 
 
@@ -155,14 +163,17 @@ def _exit_claims(exits: Recorded) -> list[tuple[str, str, str, str]]:
     rows = []
     for batch, column, least, asked in (
         (REACHED_AT, "reached", REACHED, f"early exits: at least {REACHED:.2f} of the saved multiply-adds"),
-        (NOT_SLOWER_AT, "speed_up", 1.0, "early exits: not slower than the full network"),
+        (NOT_SLOWER_AT, "speed_up", 1.0, "early exits: not slower than the fastest full network"),
     ):
-        found = [row for row in exits.rows if row["batch"] == batch and row.get(column)]
-        fast = {row["case"]: row[column] for row in found if row["case"].startswith("fast")}
-        plain = [row[column] for row in found if row["case"] == "plain"]
+        found = {row["case"]: row for row in exits.rows if row["batch"] == batch and row.get(column)}
+        fast = {case: row[column] for case, row in found.items() if case.startswith("fast")}
         if fast:
             best = max(fast, key=fast.get)
-            text = f"{fast[best]:.2f} ({best})" + (f"; plain compaction {plain[0]:.2f}" if plain else "")
+            text = f"{_shown(fast[best], least)} ({best})"
+            if "plain" in found:
+                text += f"; plain compaction {found['plain'][column]:.2f}"
+            eager = found[best].get("over_eager")
+            text += f"; {eager:.1f} times the full network run eagerly" if eager and column == "speed_up" else ""
             rows.append((asked, text, f"batch {batch}; {exits.card}", _yes(fast[best] >= least)))
     return rows
 
@@ -196,36 +207,3 @@ def speed_claims(curves: Mapping[str, Recorded | None]) -> pd.DataFrame:
         found = judge(recorded) if recorded is not None else []
         rows += found or [(f"(curve {name!r})", "nothing recorded", "", "open")]
     return pd.DataFrame(rows, columns=COLUMNS)
-
-
-def stage_tables(stages: Recorded, ceiling: Ceiling) -> dict[str, pd.DataFrame]:
-    """Sizes as text -> `against_ceiling` of the curve ``stages``, in the order in which they were measured."""
-    tables: dict[str, list[dict]] = {}
-    for row in stages.rows:
-        tables.setdefault(_sizes(_shape(row)), []).append(row)
-    return {sizes: against_ceiling(rows, stages.size, ceiling) for sizes, rows in tables.items()}
-
-
-def moe_table(
-    rows: Sequence[Mapping[str, Any]], cases: Sequence[str] = ("dense", "ours", "plain", "ScatterMoE")
-) -> pd.DataFrame:
-    """Rows of the curve ``moe`` for reading: index (sizes, case); ms, TFLOP/s, of dense, of ScatterMoE, peak MiB."""
-    columns = {"ms": "ms", "tflops": "TFLOP/s", "of_dense": "of dense", "of_scattermoe": "of ScatterMoE"}
-    columns["peak_mib"] = "peak, MiB"
-    table = {}
-    for shape in dict.fromkeys(_shape(row) for row in rows):
-        found = _rows_of(rows, shape)
-        for case in cases:
-            if case in found:
-                table[_sizes(shape), case] = {label: found[case].get(name) for name, label in columns.items()}
-    index = pd.MultiIndex.from_tuples(list(table), names=["sizes", "case"])
-    return pd.DataFrame(list(table.values()), index, columns=list(columns.values()), dtype=float)
-
-
-def gate_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """Rows of the curve ``gates``: index case; a column of milliseconds for each size and sharpness."""
-    table: dict[str, dict[str, float]] = {}
-    for row in rows:
-        column = f"E {row['experts']}, k {row['k']}, sharpness {row['sharpness']:g}"
-        table.setdefault(column, {})[row["case"]] = row.get("ms")
-    return pd.DataFrame(table).rename_axis("ms")

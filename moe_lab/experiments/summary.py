@@ -22,7 +22,8 @@ from moe_lab.experiments.jei_claims import accuracy_claims, control_claims, join
 from moe_lab.experiments.jei_config import ABLATIONS, JeiConfig
 from moe_lab.experiments.mixture_config import GATES, MixtureConfig
 from moe_lab.experiments.speed_claims import CLAIMS as SPEED
-from moe_lab.experiments.speed_claims import moe_table, recorded_curve, speed_claims
+from moe_lab.experiments.speed_claims import recorded_curve, speed_claims
+from moe_lab.experiments.speed_tables import moe_table
 from moe_lab.paths import recorded_dir
 from moe_lab.results import Result, find_results
 

@@ -1,5 +1,6 @@
 """Work of stages by formula is the benchmark's own; bounds follow from it, by hand."""
 
+import dataclasses
 import math
 
 import pytest
@@ -16,7 +17,7 @@ SHAPE = Shape(tokens=12, width=8, hidden=16, experts=4, k=2)
 def test_work_is_that_of_the_benchmark():
     work = roofline.layer_work(SHAPE, 4)
     counted = stages(Problem(SHAPE, "cpu", torch.float32))
-    assert list(work) == list(counted)  # no fused products on a CPU
+    assert list(work) == list(counted)  # no products of our own on a CPU
     for name, (_, operations, size) in counted.items():
         assert work[name].operations == operations
         assert work[name].bytes == size or roofline.is_product(name)
@@ -49,7 +50,6 @@ def test_matrices_that_are_too_small_never_compute_more_than_they_move():
 
 def test_stages_beside_their_bounds():
     rows = measure_stages(Problem(SHAPE, "cpu", torch.float32), rounds=1, n_steps=2)
-    rows.append({**rows[0], "stage": "hidden, for Z and activate"})  # as a GPU has it
     machine = Ceiling(1e9, 1e9)
     table = roofline.against_ceiling(rows, 4, machine)
     assert len(table) == 11 and table["product"].sum() == 6
@@ -59,6 +59,22 @@ def test_stages_beside_their_bounds():
     # (1 + 2) * 12 * 8 numbers of 4 bytes, twice, at 1e9 bytes per second
     assert table.bound_ms["scatter_rows"] == pytest.approx(2 * 1152e-6)
     assert table.reached.to_numpy() == pytest.approx((table.bound_ms / table.ms).to_numpy())
+    assert not table.own.any()
+
+
+def test_a_product_of_our_own_takes_the_place_of_grouped_mm():
+    sizes = dataclasses.asdict(SHAPE)
+    ms = {"Z = X W1": 3.0, "dW1 = X^T dZ": 2.5, "product, for Z": 2.0}
+    table = roofline.against_ceiling([{**sizes, "stage": name, "ms": ms[name]} for name in ms], 4, Ceiling(1e9, 1e9))
+    assert table.ms.to_dict() == {"Z = X W1": 2.0, "dW1 = X^T dZ": 2.5} and table.own.tolist() == [True, False]
+    assert table.reached["Z = X W1"] == pytest.approx(table.bound_ms["Z = X W1"] / 2)
+
+
+def test_each_product_of_our_own_names_the_one_whose_place_it_takes():
+    names = {"Z": "Z = X W1", "A W2": "A W2", "dA": "dA = G W2^T", "dX": "dX = dZ W1^T"}
+    assert {short: roofline.grouped_stage(f"product, for {short}") for short in names} == names
+    with pytest.raises(ValueError, match="takes the place of no product"):
+        roofline.grouped_stage("product, for Q")
 
 
 def test_a_recorded_ceiling_is_the_best_of_each_kind():

@@ -2,11 +2,8 @@
 
 import dataclasses
 
-import pytest
-
 from moe_lab.bench.gpu_gates_problem import SHAPES as GATE_SHAPES
 from moe_lab.bench.gpu_problem import SHAPES
-from moe_lab.bench.roofline import Ceiling
 from moe_lab.experiments import speed_claims as claims
 from moe_lab.results import Result
 
@@ -93,7 +90,7 @@ def test_exits_and_trials_are_judged_when_they_are_there(tmp_path):
     )
     reached = by["early exits: at least 0.90 of the saved multiply-adds"]
     assert reached.holds == "yes" and reached.measured == "0.95 (fast, graph); plain compaction 0.85"
-    assert by["early exits: not slower than the full network"].holds == "no"
+    assert by["early exits: not slower than the fastest full network"].holds == "no"
     assert by["many trials at once: at least 20 times the trials per hour"].holds == "no"
     assert by["(curve 'moe')"].holds == "open"
 
@@ -104,20 +101,19 @@ def test_a_case_that_failed_is_no_measurement(tmp_path):
     assert by["(curve 'moe')"].measured == "nothing recorded"
 
 
-def test_tables_for_reading(tmp_path):
-    rows = [moe_row(SHAPES[0], "ours", 0.9, 1.4), moe_row(SHAPES[0], "dense", 1.0, 1.6)]
-    table = claims.moe_table(rows)
-    assert [case for _, case in table.index] == ["dense", "ours"] and table["of dense"].tolist() == [1.0, 0.9]
-    assert claims.moe_table([]).empty
-    gates = [gate_row(GATE_SHAPES[0], "top-k", 1.0, 2.0), gate_row(GATE_SHAPES[0], "top-k", 1.0, 3.0, 100.0)]
-    assert claims.gate_table(gates).loc["top-k"].tolist() == [2.0, 3.0]
-    stage = {**dataclasses.asdict(SHAPES[0]), "stage": "A W2", "ms": 1.0, "tflops": 500.0, "gb_per_s": None}
-    other = {**stage, **dataclasses.asdict(SHAPES[1])}
-    save(tmp_path, {"stages": [stage, other]})
-    tables = claims.stage_tables(claims.recorded_curve("stages", tmp_path), Ceiling(1e15, 1e15))
-    assert list(tables) == ["T 32768, D 1024, H 4096, E 16, k 2", "T 32768, D 2048, H 1024, E 64, k 8"]
-    t, d, h, _, k = dataclasses.astuple(SHAPES[0])
-    assert tables[next(iter(tables))].bound_ms["A W2"] == pytest.approx(2 * t * k * d * h / 1e12)
+def test_what_rounding_would_lift_to_the_bar_is_shown_with_more_digits(tmp_path):
+    exits = [
+        {"case": "fast, graph", "batch": 4096, "reached": 0.8999, "speed_up": 1.8},
+        {"case": "fast, graph", "batch": 64, "reached": 0.4, "speed_up": 0.9, "over_eager": 5.84},
+    ]
+    rows = [moe_row(SHAPES[0], "ours", 0.901), moe_row(SHAPES[0], "ours, CUDA graph", 0.904)]
+    by, _ = judged(root=tmp_path, exits=exits, moe=rows)
+    reached = by["early exits: at least 0.90 of the saved multiply-adds"]
+    assert reached.holds == "no" and reached.measured == "0.8999 (fast, graph)"
+    few = by["early exits: not slower than the fastest full network"]
+    assert few.holds == "no" and few.measured == "0.90 (fast, graph); 5.8 times the full network run eagerly"
+    layer = by["MoE layer: at least 0.90 of a dense layer"]  # the best form reads the same: it is not repeated
+    assert layer.holds == "yes" and layer.measured == "0.90"
 
 
 def test_what_is_recorded_can_be_judged():
