@@ -41,6 +41,7 @@ from moe_lab.modes import evaluating
 
 THRESHOLDS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)  # of compact_from, tried by "auto"
 FEW = 16  # samples that may all have left long before the last block: it pays to look
+_MOVED = "the network's weights were moved after this FastPredictor was made: make a new one"
 MANY = 1024  # samples for which a block takes so long that an exit between two blocks does not count
 
 
@@ -237,6 +238,9 @@ class FastPredictor:
             if 2 * n < size:
                 return self.network.predict(x)
             graphs = sizes[size]
+            for tensor, address in self._addresses[:1]:  # whoever moves one, moves all; the others are looked at later
+                if tensor.data_ptr() != address:
+                    raise ValueError(_MOVED)
             return self._read(graphs.run, x, graphs(x), graphs)
 
     def _refuse(self, x: Tensor) -> None:
@@ -262,7 +266,7 @@ class FastPredictor:
         probabilities, exits, cost = run.state.record.answers(n)
         rows_run = run.rows[:ran] + (0,) * (len(run.rows) - ran)
         if graphs and any(tensor.data_ptr() != address for tensor, address in self._addresses):  # the device is busy
-            raise ValueError("the network's weights were moved after this FastPredictor was made: make a new one")
+            raise ValueError(_MOVED)
         total, answered = graphs.checks() if graphs else run.state.record.checks.tolist()
         if answered < n:
             places = (exits < 0).nonzero().squeeze(1)

@@ -5,8 +5,8 @@ The cells of its table could not be read. On one task a "yes" is what 5 of 7 tas
 nothing by itself.
 
 One teacher is a blind spot: students of one teacher share what it happens to have learnt, and an interval over their
-seeds is for that teacher. With Results of several teachers each comparison has a row per teacher, and then one whose
-interval is over teachers: of each the mean difference over its seeds.
+seeds is for that teacher. With Results of several teachers each comparison has a row per teacher, and then one with
+Student's interval over teachers: of each the mean difference over its seeds.
 
 The last rows are no claims of the paper. They say what it takes to read the first ones: whether routing is worth
 anything beside one small expert for all, and what the student costs.
@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from moe_lab.experiments.claims import COLUMNS, judge
-from moe_lab.experiments.compare import mean_difference, over_seeds, paired_difference
+from moe_lab.experiments.compare import Difference, over_seeds, paired_difference, student_interval
 from moe_lab.results import Result
 
 _BASE = "hash"
@@ -93,9 +93,9 @@ def _comparison(
         )
         gaps.append(gap.mean)
     if len(gaps) > 1:
-        gap = mean_difference(gaps)
+        gap = Difference(float(np.mean(gaps)), *student_interval(gaps), len(gaps))  # resampling three is too short
         verdict = judge(gap).replace("seeds", "teachers")
-        where = f"{on_what(results, gate, base)}: interval over teachers"
+        where = f"{on_what(results, gate, base)}: Student's interval over teachers"
         rows.append((text, f"{gate} − {base} {gap} in score", where, verdict))
     return rows if each_teacher else rows[-1:]
 
@@ -128,7 +128,7 @@ def bert_claims(results: Sequence[Result], *, each_teacher: bool = True) -> pd.D
 
 
 def _costs(results: Sequence[Result]) -> list[tuple[str, str, str, str]]:
-    """What the student has of the teacher's score, FLOPs and time: means over all runs (time: that have it)."""
+    """What the student has of the teacher's score and FLOPs (means over runs) and time (medians over those timed)."""
     rows = []
     for gate in (_BASE, *_PAPER):
         runs = [result.metrics for result in results if result.config["gate"] == gate]
@@ -139,7 +139,7 @@ def _costs(results: Sequence[Result]) -> list[tuple[str, str, str, str]]:
         measured = f"score {score:+.4f}, {flops:.0%} of the FLOPs"
         timed = [run for run in runs if "speedup_1" in run]
         if timed:
-            at_1, at_64 = (np.mean([run[f"speedup_{size}"] for run in timed]) for size in (1, 64))
+            at_1, at_64 = (np.median([run[f"speedup_{size}"] for run in timed]) for size in (1, 64))
             measured += f", {at_1:.2f} times as fast at batch 1, {at_64:.2f} at 64"
         rows.append((f"(what {gate} costs, against its teacher)", measured, on_what(results, gate), "(measured)"))
     return rows

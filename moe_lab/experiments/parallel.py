@@ -1,7 +1,8 @@
 """Run independent jobs on several cores: one process each, one thread each.
 
 Small models do not fill a core's vector units, let alone several cores: sixteen runs side by side finish about sixteen
-times sooner, one run on sixteen threads does not.
+times sooner, one run on sixteen threads does not. Nor does a small model fill a GPU: several share one, and where there
+are several GPUs, processes are dealt to them in turn.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import Any
 
+import torch
 from tqdm.auto import tqdm
 
 from moe_lab.runtime import configure_threads
@@ -21,9 +23,26 @@ from moe_lab.runtime import configure_threads
 _SECONDS_BETWEEN_LOOKS = 2.0
 
 
-def _begin_worker() -> None:
-    """One thread for the work, and one that ends the process when its parent is gone: kill -9 tells nobody."""
+def visible_cards() -> list[str]:
+    """The GPUs that this process may use, by the names that ``CUDA_VISIBLE_DEVICES`` takes; CUDA is not started."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [name.strip() for name in named.split(",") if name.strip()]
+    return [str(index) for index in range(torch.cuda.device_count())]
+
+
+def _begin_worker(cards: Sequence[str], begun: Any) -> None:
+    """One thread for the work, and one that ends the process when its parent is gone: kill -9 tells nobody.
+
+    Args:
+        cards: GPUs, one for each worker in turn.
+        begun: shared number of workers that have begun.
+    """
     configure_threads(1)
+    with begun.get_lock():
+        mine, begun.value = begun.value, begun.value + 1
+    if len(cards) > 1:
+        os.environ["CUDA_VISIBLE_DEVICES"] = cards[mine % len(cards)]  # read when CUDA starts, with the first job
     parent = multiprocessing.parent_process()
 
     def watch() -> None:
@@ -60,7 +79,8 @@ def in_parallel(
         # "spawn": a forked child of a process that has used PyTorch's thread pool can hang.
         context = multiprocessing.get_context("spawn")
         workers = min(n_workers, len(jobs))
-        with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker) as pool:
+        begin = {"initializer": _begin_worker, "initargs": (visible_cards(), context.Value("i", 0))}
+        with ProcessPoolExecutor(workers, mp_context=context, **begin) as pool:
             futures = {pool.submit(function, job): job for job in jobs}
             try:
                 for future in as_completed(futures):

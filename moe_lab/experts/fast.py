@@ -17,11 +17,11 @@ expert output, so (N, F) outputs are neither kept nor read again, and both combi
 dg from the same inner product; Guo et al. 2025.) The output bias does not need rows at all: sum_e g_e b2_e is the
 product of the (T, E) weights with b2.
 
-Products. On Hopper the four with one row per pair in the result (Z, A W2, dA, dX) are our own (`kernels.products`), the
-two that add rows up (dW1, dW2) are `torch.nn.functional.grouped_mm`: on CUDA one kernel, without synchronisation, for
-bfloat16 on Hopper and Blackwell; for other devices and dtypes it loops over experts inside PyTorch, and asks for the
-counts. Which operands it takes at all says `groupable`; for others (float64, rows that are not whole multiples of 16
-bytes) a loop here gives the same result.
+Products. On Hopper (compute capability 9) the four with one row per pair in the result (Z, A W2, dA, dX) are our own
+(`kernels.products`), the two that add rows up (dW1, dW2) are `torch.nn.functional.grouped_mm`: on CUDA one kernel,
+without synchronisation, for bfloat16 on Hopper and Blackwell; for other devices and dtypes it loops over experts inside
+PyTorch, and asks for the counts. Which operands it takes at all says `groupable`; for others (float64, rows that are
+not whole multiples of 16 bytes) a loop here gives the same result.
 
 Memory. Nothing has T x E rows. Between forward and backward X, Z and A are kept, N (D + 2 H) numbers; a dense layer of
 equal multiply-adds keeps T D + 2 N H. With ``recompute`` only Z, N H; the backward then gathers X again and writes A

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,7 +9,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from moe_lab.experts import ConvExperts, MLPExperts, MoE, MultiGateMoE, combine_experts, kernels, run_everything
-from moe_lab.experts.dispatch import fast_pays, run_experts, why_not_fast
+from moe_lab.experts.dispatch import run_experts, why_not_fast
 from moe_lab.experts.fast import groupable, grouped_mlp
 from moe_lab.gates import CometGate, TopKGate
 from moe_lab.gates.losses import load_balancing_loss
@@ -126,6 +124,8 @@ def test_any_pattern_of_weights_equals_the_oracle_and_a_zero_has_no_gradient(
 def test_products_of_our_own_give_the_same_layer_and_where_they_cannot_run_the_same_bits(recompute):
     bank, (experts, values, spread) = make_bank(5, dtype=torch.float16), fixed(21, 5, 2, torch.float32)
     x = torch.randn(21, D).half().requires_grad_()
+    if kernels.usable(x):
+        assert kernels.product_runs(x.detach(), bank.weights[0].detach(), transposed=False)
     for routing in ((experts, values), spread(values.detach())):
         leaves = [x, *([values] if isinstance(routing, tuple) else []), *bank.parameters()]
         expected = grouped_mlp(x, routing, *layer(bank), recompute=recompute, own=False)
@@ -268,20 +268,7 @@ def test_a_mixture_on_the_fast_path_trains_gate_and_experts_like_the_reference(m
     assert torch.isfinite(load_balancing_loss(routing.weights, routing.active))
 
 
-def test_auto_is_fast_on_cuda_where_it_can_run(monkeypatch):
-    bank, calls = make_bank(4, dtype=torch.float32), []
-    x = SimpleNamespace(is_cuda=True, dtype=torch.float32)
-    monkeypatch.setattr("moe_lab.triton_support.usable", lambda x: x.dtype != torch.float64)
-    assert fast_pays(bank, x, 1) and not fast_pays(bank, x, 2)
-    assert not fast_pays(bank, SimpleNamespace(is_cuda=True, dtype=torch.float64), 1)
-    assert not fast_pays(bank, torch.randn(3, D), 1)
-    monkeypatch.setattr("moe_lab.experts.dispatch.fast_pays", lambda *given: True)
-    monkeypatch.setattr("moe_lab.experts.fast.grouped_mlp", lambda *given, most: calls.append(most))
-    run_experts(bank, torch.randn(3, D), [torch.ones(3, 4)], "auto", 4)
-    assert calls == [4]
-
-
-def test_auto_is_the_reference_on_a_cpu_and_choices_are_checked(monkeypatch):
+def test_auto_is_the_reference_and_choices_are_checked(monkeypatch):
     bank, gate = make_bank(4, dtype=torch.float32), TopKGate(D, 4, 2)
     monkeypatch.setattr("moe_lab.experts.fast.grouped_mlp", None)  # would raise if it were called
     MoE(gate, bank)(torch.randn(3, D))

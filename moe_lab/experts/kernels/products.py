@@ -10,7 +10,8 @@ thrown away. A tile is stored in pieces: whole, its numbers in another layout wo
 the operands that are on their way.
 
 Tried and not kept: products that end in the activation, or in its backward, and so save a pass over memory. A longer
-end costs the product more than that: 0.81 and 0.83 of a dense layer instead of 0.86 (H200, 64 experts, k = 8).
+end costs the product more than that: 0.81 and 0.83 of a dense layer instead of 0.86 (H200, 64 experts, k = 8; one run,
+not recorded).
 """
 
 from __future__ import annotations
@@ -59,18 +60,20 @@ def _product_kernel(
 
 
 def product_runs(rows: Tensor, weight: Tensor, transposed: bool = False) -> bool:
-    """`product` can run: 16-bit numbers, rows of whole multiples of 16 bytes, Hopper or newer; at least one row.
+    """`product` can run: on Hopper, 16-bit numbers, rows of whole multiples of 16 bytes, at least one row.
 
-    The depth of a product with W_e itself must be a multiple of the tile's, or a step would reach into the next
-    expert's weights.
+    On other cards the tiles may not fit into shared memory, and nobody has measured. The depth of a product with W_e
+    itself must be a multiple of the tile's, or a step would reach into the next expert's weights.
     """
     if not usable(rows) or not len(rows) or rows.dtype.itemsize != 2 or any(size % 8 for size in weight.shape[1:]):
+        return False
+    if rows.data_ptr() % 16 or weight.data_ptr() % 16:  # a view into something larger
         return False
     if not transposed and rows.shape[1] % tuning.PRODUCTS["product"].depth:
         return False
     if rows.device.type != "cuda":
         return rows.dtype != torch.bfloat16  # which the interpreter cannot multiply
-    return torch.cuda.get_device_capability(rows.device) >= (9, 0)
+    return torch.version.hip is None and torch.cuda.get_device_capability(rows.device)[0] == 9
 
 
 def _described(matrix: Tensor, *block: int):
