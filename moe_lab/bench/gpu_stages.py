@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 
 import torch
 from torch import Tensor
@@ -48,11 +47,14 @@ def stages(p: Problem) -> dict[str, tuple[Step, float, float]]:
         "dX = dZ W1^T": (mm(dz, w1_t), product, 0),
         "dW1 = X^T dZ": (mm(rows.T, dz), product, 0),
     }  # fmt: skip
+
+    def own(left: Tensor, right: Tensor, transposed: bool) -> Step:
+        return lambda: [kernels.product(left, right, ends, transposed)]
+
     ours = {"Z": (rows, w1, False), "A W2": (a, w2, False), "dA": (rows, w2, True), "dX": (dz, w1, True)}
-    for name, (left, w, transposed) in ours.items():  # what takes the place of grouped_mm where it can run
-        if kernels.product_runs(left, w, transposed):
-            step = functools.partial(kernels.product, left, w, ends, transposed)
-            parts[f"{OWN}{name}"] = (lambda step=step: [step()]), product, 0
+    for name, (left, right, transposed) in ours.items():  # what takes the place of grouped_mm where it can run
+        if kernels.product_runs(left, right, transposed):
+            parts[f"{OWN}{name}"] = own(left, right, transposed), product, 0
     return parts
 
 

@@ -82,7 +82,7 @@ def scores(
 
 
 class Difference(NamedTuple):
-    """Mean over seeds of second minus first, and the 2.5 % and 97.5 % quantiles over resampled seeds."""
+    """Mean over seeds of second minus first, and a 95 % interval: of resampled seeds, or of `student_interval`."""
 
     mean: float
     low: float

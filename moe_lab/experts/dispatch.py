@@ -12,12 +12,12 @@ equal, because the skipped terms have the factor g = 0 in the output and in each
 or an expert.
 
 The one difference: for a weight that is 0, the oracle reports d loss / d g = <f_e(x), d loss / d y>; the
-fast path did not run f_e and reports 0. No gate notices: a COMET leaf with g = 0 has p = 0 and dp = 0 (the
+dispatch did not run f_e and reports 0. No gate notices: a COMET leaf with g = 0 has p = 0 and dp = 0 (the
 smooth-step is flat there), an expert outside the top k is masked, a hash table does not learn. Gradients of
 gate *parameters* are equal, and are tested.
 
 Another difference, wanted: an expert that returned inf on a token it is not needed for makes the oracle NaN
-(0 * inf), and the fast path never asks it.
+(0 * inf), and the dispatch never asks it.
 """
 
 from __future__ import annotations

@@ -20,10 +20,9 @@ class PatchStem(nn.Module):
     """Images (N, C, H, W) -> tokens (N, S, D).
 
     On CUDA all patches are rows of one matrix product: a convolution with stride P converts layouts before and after
-    its kernel, and bias, class token and positions each pass over everything again (together 8 % of the time of 8
-    blocks of width 256 on an H200). On a CPU it stays the convolution: the product rounds differently, and results
-    were recorded there. The product multiplies the class token's row too (1/S more operations), and hooks on
-    ``project`` see nothing of it.
+    its kernel, and bias, class token and positions each pass over everything again. On a CPU it stays the convolution:
+    the product rounds differently, and results were recorded there. The product multiplies the class token's row too
+    (1/S more operations), and hooks on ``project`` see nothing of it.
 
     Args:
         side: H = W, divisible by ``patch``.

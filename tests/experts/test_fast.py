@@ -120,6 +120,29 @@ def test_any_pattern_of_weights_equals_the_oracle_and_a_zero_has_no_gradient(
     assert (grad[weights == 0] == 0).all()
 
 
+def test_four_of_six_products_are_our_own_where_they_can_run(monkeypatch):
+    """Imitated by a loop: which operands, whose transpose, in the forward and the backward."""
+    asked = []
+
+    def product(rows, weight, ends, transposed):
+        asked.append((tuple(rows.shape), tuple(weight.shape), transposed))
+        parts = zip([0, *ends.tolist()], ends.tolist(), weight.mT if transposed else weight, strict=False)
+        return torch.cat([rows[begin:end] @ w for begin, end, w in parts])
+
+    monkeypatch.setattr("moe_lab.experts.fast.product", product)
+    monkeypatch.setattr("moe_lab.experts.fast.product_runs", lambda rows, weight, transposed: True)
+    bank, (experts, values, _) = make_bank(5), fixed(21, 5, 2)
+    x = torch.randn(21, D, dtype=torch.float64, requires_grad=True)
+    leaves = [x, values, *bank.parameters()]
+    expected = grouped_mlp(x, (experts, values), *layer(bank), own=False)
+    expected = [expected, *gradients(expected, leaves)]
+    assert not asked
+    y = grouped_mlp(x, (experts, values), *layer(bank))
+    same([y, *gradients(y, leaves)], expected, 1e-10)
+    w1, w2 = (5, D, H), (5, H, F)
+    assert asked == [((42, D), w1, False), ((42, H), w2, False), ((42, F), w2, True), ((42, H), w1, True)]
+
+
 @pytest.mark.parametrize("recompute", [False, True])
 def test_products_of_our_own_give_the_same_layer_and_where_they_cannot_run_the_same_bits(recompute):
     bank, (experts, values, spread) = make_bank(5, dtype=torch.float16), fixed(21, 5, 2, torch.float32)

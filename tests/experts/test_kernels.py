@@ -260,3 +260,5 @@ def test_a_product_that_cannot_run_says_so():
     assert not kernels.product_runs(rows[:0], w) and not kernels.product_runs(rows.float(), w.float())
     assert not kernels.product_runs(rows, w[..., :36])  # rows of 72 bytes
     assert not kernels.product_runs(rows[:, :56], w[:, :56])  # the last step would reach into the next expert
+    flat = torch.randn(w.numel() + 1, device=DEVICE).to(half)
+    assert not kernels.product_runs(rows, flat[1:].view_as(w))  # begins between two multiples of 16 bytes

@@ -67,8 +67,8 @@ def product_runs(rows: Tensor, weight: Tensor, transposed: bool = False) -> bool
     """
     if not usable(rows) or not len(rows) or rows.dtype.itemsize != 2 or any(size % 8 for size in weight.shape[1:]):
         return False
-    if rows.data_ptr() % 16 or weight.data_ptr() % 16:  # a view into something larger
-        return False
+    if not torch.compiler.is_compiling() and (rows.data_ptr() % 16 or weight.data_ptr() % 16):
+        return False  # a view into something larger; torch.compile knows no addresses
     if not transposed and rows.shape[1] % tuning.PRODUCTS["product"].depth:
         return False
     if rows.device.type != "cuda":
