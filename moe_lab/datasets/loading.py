@@ -19,6 +19,7 @@ from moe_lab.datasets.movielens import ml_1m, ml_100k
 from moe_lab.datasets.pairs import multi30k, planted_pairs
 from moe_lab.datasets.planted_clusters import planted_clusters
 from moe_lab.datasets.planted_recommender import planted_recommender
+from moe_lab.datasets.python_code import python_code
 from moe_lab.datasets.registry import DATASETS
 from moe_lab.datasets.sentences import planted_judgements, sst2
 from moe_lab.datasets.svhn import svhn
@@ -50,6 +51,7 @@ BUILDERS: dict[str, Callable[..., Dataset]] = {
     "cifar-10-lt": cifar_10_lt,
     "cifar-100-lt": cifar_100_lt,
     "tiny-shakespeare": tiny_shakespeare,
+    "python-code": python_code,
     "sst2": sst2,
     "multi30k": multi30k,
 }

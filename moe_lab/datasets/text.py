@@ -4,22 +4,31 @@
 
 so every token but the first is a target once. Splits are contiguous, as in public code for these corpora: the first
 ``train_share`` of the text, then half of the rest each for validation and test. A tokenizer sees the training text
-only.
+only. Byte pairs of a large text take a minute of all cores: they are kept in the cache, under a checksum of the text.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import zipfile
+from collections.abc import Sequence
+from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from moe_lab.atomic import atomic_file
 from moe_lab.datasets.base import Dataset
 from moe_lab.datasets.cache import official_file
 from moe_lab.datasets.planted_text import DOMAINS
 from moe_lab.datasets.planted_text import planted_text as make_planted_text
-from moe_lab.datasets.tokens import train_tokenizer
+from moe_lab.datasets.tokens import BytePairs, Tokenizer, train_tokenizer
+from moe_lab.paths import data_dir
 
+_LONG = 5_000_000  # characters from which byte pairs are kept: seconds
 SPLITS = ("train", "valid", "test")
 
 
@@ -36,6 +45,33 @@ def windows(ids: np.ndarray, length: int) -> torch.Tensor:
         )
     start = length * np.arange(n_rows)[:, None]
     return torch.from_numpy(np.asarray(ids, dtype=np.int64)[start + np.arange(length + 1)])
+
+
+def _tokens(kind: str, parts: Sequence[str], n_tokens: int) -> tuple[Tokenizer, list[np.ndarray]]:
+    """A tokenizer of the first part, and the ids of all."""
+    learned = train_tokenizer(kind, parts[:1], n_tokens)
+    return learned, [np.asarray(learned.encode(part)) for part in parts]
+
+
+def kept_tokens(parts: Sequence[str], n_tokens: int) -> tuple[BytePairs, list[np.ndarray]]:
+    """Byte pairs learned from the first part, and the ids of all; of a long text from the cache, or put there.
+
+    A cache that cannot be written to is no error, and a file in it that cannot be read is made anew.
+    """
+    if sum(map(len, parts)) < _LONG:
+        return _tokens("bpe", parts, n_tokens)
+    digest = hashlib.sha256(json.dumps([*parts, n_tokens, version("tokenizers")]).encode()).hexdigest()
+    path = data_dir() / "tokens" / f"{digest[:16]}.npz"
+    with suppress(OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile), np.load(path) as kept:
+        return BytePairs(str(kept["tokenizer"])), [kept[f"ids{index}"] for index in range(len(parts))]
+    learned, ids = _tokens("bpe", parts, n_tokens)
+    smallest = np.uint16 if learned.n_tokens <= 2**16 else np.int64
+    arrays = {f"ids{index}": of_part.astype(smallest) for index, of_part in enumerate(ids)}
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(path) as file:
+            np.savez_compressed(file, tokenizer=np.array(learned.description), **arrays)
+    return learned, ids
 
 
 def corpus(
@@ -66,10 +102,11 @@ def corpus(
     first = int(train_share * len(text))
     second = first + (len(text) - first) // 2
     ranges = dict(zip(SPLITS, (slice(0, first), slice(first, second), slice(second, None)), strict=True))
-    learned = train_tokenizer(tokenizer, [text[ranges["train"]]], n_tokens)
+    parts = [text[part] for part in ranges.values()]
+    learned, ids = kept_tokens(parts, n_tokens) if tokenizer == "bpe" else _tokens(tokenizer, parts, n_tokens)
     splits = []
-    for part in ranges.values():
-        arrays = {"tokens": windows(np.asarray(learned.encode(text[part])), length)}
+    for part, of_part in zip(ranges.values(), ids, strict=True):
+        arrays = {"tokens": windows(of_part, length)}
         if labels is not None:
             arrays["domain"] = windows(labels[part], length)
         splits.append(arrays)

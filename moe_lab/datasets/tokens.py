@@ -6,7 +6,9 @@ Ids 0 to 4 are special in both: padding, start, end, mask, unknown. Characters t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 from moe_lab.names import check_name
 
@@ -92,12 +94,20 @@ class BytePairs:
         return self._tokenizer.get_vocab_size()
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text, without start and end."""
-        return self._tokenizer.encode(text).ids
+        """Ids of a text, without start and end; a long text piece by piece, on all cores: see `pieces`."""
+        return [id_ for encoding in self._tokenizer.encode_batch(pieces(text)) for id_ in encoding.ids]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text; special ids vanish."""
         return self._tokenizer.decode([int(id_) for id_ in ids])
+
+
+def pieces(text: str, at_least: int = 100_000) -> list[str]:
+    """A text cut where a line begins without a space; pieces but the last have ``at_least`` characters."""
+    cuts, begin = [0], re.compile(r"(?<=\n)(?=\S)")
+    while (found := begin.search(text, cuts[-1] + at_least)) is not None:
+        cuts.append(found.start())
+    return [text[first:last] for first, last in pairwise([*cuts, len(text)])]
 
 
 Tokenizer = Characters | BytePairs

@@ -15,9 +15,21 @@ from hypothesis import strategies as st
 from moe_lab.datasets import DatasetNotFound, load
 from moe_lab.datasets.pairs import planted_pair
 from moe_lab.datasets.planted_text import DOMAINS, planted_text, spoil, write_sentence
+from moe_lab.datasets.registry import SOURCES
 from moe_lab.datasets.sentences import padded
-from moe_lab.datasets.text import corpus, windows
-from moe_lab.datasets.tokens import END, MASK, PAD, SPECIAL, START, UNKNOWN, BytePairs, Characters, train_tokenizer
+from moe_lab.datasets.text import corpus, kept_tokens, windows
+from moe_lab.datasets.tokens import (
+    END,
+    MASK,
+    PAD,
+    SPECIAL,
+    START,
+    UNKNOWN,
+    BytePairs,
+    Characters,
+    pieces,
+    train_tokenizer,
+)
 
 PROSE = "The quick brown fox jumps over the lazy dog, twice. " * 30
 
@@ -76,6 +88,87 @@ def test_a_corpus_is_split_in_order_and_its_vocabulary_is_that_of_train():
     assert (data.valid["tokens"] == UNKNOWN).all() and (data.test["tokens"] == UNKNOWN).all()
     with pytest.raises(ValueError, match="train_share"):
         corpus("toy", "abc", length=1, tokenizer="characters", n_tokens=0, train_share=1.0)
+
+
+@given(st.text(alphabet="ab \n", max_size=80), st.integers(1, 20))
+def test_pieces_are_the_text_and_begin_with_a_line(text, at_least):
+    cut = pieces(text, at_least)
+    assert "".join(cut) == text
+    assert all(len(piece) >= at_least and piece.endswith("\n") for piece in cut[:-1])
+    assert not any(piece[:1].isspace() for piece in cut[1:])
+
+
+def test_a_long_text_has_the_ids_of_its_pieces():
+    text = "def f(x):\n    return x\n\n" * 9000
+    assert PAIRS.decode(PAIRS.encode(text)) == text
+    assert PAIRS.encode(text) == [id_ for piece in pieces(text) for id_ in PAIRS.encode(piece)]
+
+
+@pytest.fixture
+def a_long_text(monkeypatch, tmp_path):
+    """Two parts, long enough to be kept in a cache; and how often a tokenizer was trained."""
+    trained = []
+    monkeypatch.setattr("moe_lab.datasets.text._LONG", 1000)
+    monkeypatch.setattr("moe_lab.datasets.text.data_dir", lambda: tmp_path)
+    learn = BytePairs.train
+    monkeypatch.setattr(BytePairs, "train", lambda *a: trained.append(1) or learn(*a))
+    return [PROSE, "A dog. " * 9], trained, tmp_path / "tokens"
+
+
+def test_tokens_of_a_long_text_are_kept(a_long_text):
+    parts, trained, folder = a_long_text
+    (first, ids), (again, kept) = (kept_tokens(parts, 300) for _ in range(2))
+    assert len(trained) == 1 and first.description == again.description
+    for a, b, part in zip(ids, kept, parts, strict=True):
+        assert a.tolist() == b.tolist() == first.encode(part)
+    kept_tokens(parts, 310), kept_tokens(parts[::-1], 300)
+    assert len(trained) == 3 and len(list(folder.iterdir())) == 3
+
+
+def test_a_spoilt_cache_is_made_anew_and_one_that_cannot_be_written_is_no_error(a_long_text, monkeypatch):
+    parts, trained, folder = a_long_text
+    kept_tokens(parts, 300)
+    (file,) = folder.iterdir()
+    for content in (b"", b"no archive", file.read_bytes()[:-40]):
+        file.write_bytes(content)
+        assert kept_tokens(parts, 300)[1][1].tolist() == kept_tokens(parts, 300)[1][1].tolist()
+    assert len(trained) == 4
+    blocked = folder / "a file"
+    blocked.write_text("")
+    monkeypatch.setattr("moe_lab.datasets.text.data_dir", lambda: blocked)
+    assert len(kept_tokens(parts, 300)[1]) == 2
+    assert len(kept_tokens(["short", "text"], 300)[1]) == 2
+
+
+# --- Python code -----------------------------------------------------------------------------------------------------
+
+
+def test_python_code_is_the_modules_of_all_packages_without_tests(monkeypatch, tmp_path):
+    monkeypatch.setenv("MOE_LAB_DATA", str(tmp_path))
+    with pytest.raises(DatasetNotFound, match="moe-lab data fetch python-code"):
+        load("python-code")
+    (tmp_path / "python-code").mkdir()
+    for number, file in enumerate(SOURCES["python-code"].files):
+        with zipfile.ZipFile(tmp_path / file.path, "w") as wheel:
+            wheel.writestr(f"p{number}/a.py", f"package = {number}\n" * 40)
+            wheel.writestr(f"p{number}/__init__.py", "\n")
+            wheel.writestr(f"p{number}/tests/test_a.py", "never\n")
+            wheel.writestr(f"p{number}/data.json", "never")
+    data = load("python-code", length=16, tokenizer="characters")
+    decode = data.info["tokenizer"].decode
+    text = "".join(decode(row[:-1].tolist()) for split in data.splits.values() for row in split["tokens"])
+    assert "never" not in text and data.info["length"] == 16
+    found = re.findall(r"package = (\d)", text)
+    assert set(found) == {"0", "1", "2", "3"} and found != sorted(found)  # in the order of checksums
+
+
+def test_wheels_are_at_the_address_that_pypi_gives_them():
+    for file in SOURCES["python-code"].files:
+        (url,) = file.urls
+        assert re.fullmatch(
+            r"https://files\.pythonhosted\.org/packages/[0-9a-f]{2}/[0-9a-f]{2}/[0-9a-f]{60}/[^/]+\.whl", url
+        )
+        assert url.endswith(Path(file.path).name)
 
 
 # --- the little languages --------------------------------------------------------------------------------------------

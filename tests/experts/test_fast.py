@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from moe_lab.experts import ConvExperts, MLPExperts, MoE, MultiGateMoE, combine_experts, kernels, run_everything
-from moe_lab.experts.dispatch import run_experts, why_not_fast
+from moe_lab.experts.dispatch import _fast_is_faster, run_experts, why_not_fast
 from moe_lab.experts.fast import groupable, grouped_mlp
 from moe_lab.gates import CometGate, TopKGate
 from moe_lab.gates.losses import load_balancing_loss
@@ -291,7 +293,21 @@ def test_a_mixture_on_the_fast_path_trains_gate_and_experts_like_the_reference(m
     assert torch.isfinite(load_balancing_loss(routing.weights, routing.active))
 
 
-def test_auto_is_the_reference_and_choices_are_checked(monkeypatch):
+def test_auto_takes_the_fast_path_on_a_gpu_where_it_can_run(monkeypatch):
+    monkeypatch.setattr("moe_lab.triton_support.usable", lambda x: x.is_cuda)
+
+    def takes_it(bank=None, n_tasks=1, dims=2, dtype=torch.bfloat16, is_cuda=True):
+        x = SimpleNamespace(is_cuda=is_cuda, dim=lambda: dims, dtype=dtype)
+        return _fast_is_faster(make_bank(4) if bank is None else bank, x, n_tasks)
+
+    dropping = MLPExperts(4, (D, H, F), activate_last=False, dropout=0.5)
+    assert takes_it() and takes_it(dtype=torch.float32) and takes_it(dtype=torch.float16)
+    assert not takes_it(is_cuda=False) and not takes_it(dims=4) and not takes_it(dtype=torch.float64)
+    assert not takes_it(n_tasks=2) and not takes_it(MLPExperts(4, (D, H, F)))
+    assert not takes_it(dropping) and takes_it(dropping.eval())
+
+
+def test_on_a_cpu_auto_is_the_reference_and_choices_are_checked(monkeypatch):
     bank, gate = make_bank(4, dtype=torch.float32), TopKGate(D, 4, 2)
     monkeypatch.setattr("moe_lab.experts.fast.grouped_mlp", None)  # would raise if it were called
     MoE(gate, bank)(torch.randn(3, D))
@@ -381,6 +397,22 @@ def test_cuda_in_bfloat16_agrees_with_float64_on_the_cpu_and_repeats_its_bits(op
     for a, b, c in zip(found, again, run(cpu[0], experts.cpu(), cpu[1], exact), strict=True):
         assert torch.equal(a, b)
         assert (a.cpu().double() - c).norm() < 1e-2 * c.norm()
+
+
+@needs_cuda
+@pytest.mark.parametrize("density", [0.2, 1.0])
+def test_auto_on_cuda_is_the_fast_path_and_agrees_with_the_reference(density):
+    moe = MoE(TopKGate(128, 16, 2 if density < 1 else 16), make_bank(16, (128, 256, 128), dtype=torch.float32)).cuda()
+    x, found = torch.randn(333, 128, device="cuda", requires_grad=True), {}
+    for moe.mixture.backend in ("auto", "fast", "reference"):
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            y, _ = moe(x)
+        leaves = [x, *moe.parameters()]
+        grads = torch.autograd.grad(y.float().square().sum(), leaves, materialize_grads=True)
+        found[moe.mixture.backend] = [y, *grads]
+    for auto, fast, reference in zip(*found.values(), strict=True):
+        assert torch.equal(auto, fast) and auto.dtype == reference.dtype
+        assert (auto - reference).float().norm() <= 2e-2 * reference.float().norm() + 1e-6
 
 
 @needs_cuda

@@ -43,27 +43,28 @@ def act_and_slope(z, ACT: tl.constexpr):
 def _activate_kernel(
     h, bias, value, ends, out, n, width, n_experts,
     ACT: tl.constexpr, BIAS: tl.constexpr, TILE_ROWS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    E_PAD: tl.constexpr,
+    STAGES: tl.constexpr, E_PAD: tl.constexpr,
 ):  # fmt: skip
     begin, end, through = expert_tiles(ends, n, n_experts, TILE_ROWS, E_PAD)
     expert, row, stop = tile_rows(begin, end, through, tl.program_id(0), TILE_ROWS, E_PAD)
     c = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     b = tl.load(bias + expert * width + c, mask=c < width, other=0.0).to(tl.float32) if BIAS else 0.0
-    for done in range(0, TILE_ROWS, ROWS):
-        r = row + done + tl.arange(0, ROWS)
-        inside = (r < stop)[:, None] & (c < width)[None, :]
-        at = r[:, None].to(tl.int64) * width + c[None, :]
-        z = tl.load(h + at, mask=inside, other=0.0).to(tl.float32) + b
-        g = tl.load(value + r, mask=r < stop, other=0.0)
-        a, _ = act_and_slope(z, ACT)
-        tl.store(out + at, (g[:, None] * a).to(out.dtype.element_ty), mask=inside)
+    if row < stop:  # there are tiles without rows: where N is an upper bound, up to half of them and more
+        for done in tl.range(0, TILE_ROWS, ROWS, num_stages=STAGES):
+            r = row + done + tl.arange(0, ROWS)
+            inside = (r < stop)[:, None] & (c < width)[None, :]
+            at = r[:, None].to(tl.int64) * width + c[None, :]
+            z = tl.load(h + at, mask=inside, other=0.0).to(tl.float32) + b
+            g = tl.load(value + r, mask=r < stop, other=0.0)
+            a, _ = act_and_slope(z, ACT)
+            tl.store(out + at, (g[:, None] * a).to(out.dtype.element_ty), mask=inside)
 
 
 @jit
 def _activate_backward_kernel(
     h, bias, value, ends, grad, again, grad_value, grad_bias, tile_expert, n, width, n_experts,
     ACT: tl.constexpr, BIAS: tl.constexpr, AGAIN: tl.constexpr, TILE_ROWS: tl.constexpr, ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr, E_PAD: tl.constexpr,
+    COLUMNS: tl.constexpr, STAGES: tl.constexpr, E_PAD: tl.constexpr,
 ):  # fmt: skip
     tile, block = tl.program_id(0), tl.program_id(1)
     begin, end, through = expert_tiles(ends, n, n_experts, TILE_ROWS, E_PAD)
@@ -71,21 +72,22 @@ def _activate_backward_kernel(
     c = block * COLUMNS + tl.arange(0, COLUMNS)
     b = tl.load(bias + expert * width + c, mask=c < width, other=0.0).to(tl.float32) if BIAS else 0.0
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
-    for done in range(0, TILE_ROWS, ROWS):
-        r = row + done + tl.arange(0, ROWS)
-        inside = (r < stop)[:, None] & (c < width)[None, :]
-        at = r[:, None].to(tl.int64) * width + c[None, :]
-        z = tl.load(h + at, mask=inside, other=0.0).to(tl.float32) + b
-        g = tl.load(value + r, mask=r < stop, other=0.0)
-        da = tl.load(grad + at, mask=inside, other=0.0).to(tl.float32)
-        a, slope = act_and_slope(z, ACT)
-        dh = g[:, None] * slope * da
-        tl.store(grad + at, dh.to(grad.dtype.element_ty), mask=inside)
-        tl.store(grad_value + r * tl.num_programs(1) + block, tl.sum(a * da, 1), mask=r < stop)
-        if AGAIN:
-            tl.store(again + at, (g[:, None] * a).to(again.dtype.element_ty), mask=inside)
-        if BIAS:
-            total += dh
+    if row < stop:
+        for done in tl.range(0, TILE_ROWS, ROWS, num_stages=STAGES):
+            r = row + done + tl.arange(0, ROWS)
+            inside = (r < stop)[:, None] & (c < width)[None, :]
+            at = r[:, None].to(tl.int64) * width + c[None, :]
+            z = tl.load(h + at, mask=inside, other=0.0).to(tl.float32) + b
+            g = tl.load(value + r, mask=r < stop, other=0.0)
+            da = tl.load(grad + at, mask=inside, other=0.0).to(tl.float32)
+            a, slope = act_and_slope(z, ACT)
+            dh = g[:, None] * slope * da
+            tl.store(grad + at, dh.to(grad.dtype.element_ty), mask=inside)
+            tl.store(grad_value + r * tl.num_programs(1) + block, tl.sum(a * da, 1), mask=r < stop)
+            if AGAIN:
+                tl.store(again + at, (g[:, None] * a).to(again.dtype.element_ty), mask=inside)
+            if BIAS:
+                total += dh
     if BIAS:
         tl.store(grad_bias + tile * width + c, tl.sum(total, 0), mask=c < width)
         tl.store(tile_expert + tile, expert, mask=block == 0)
@@ -126,7 +128,8 @@ def _tiled(name: str, h: Tensor, ends: Tensor) -> tuple[tuple[int, int], dict[st
     """The grid, and the constants of an activation kernel: at most N / TILE full tiles and a partial one each."""
     blocks, (n, width), n_experts = tuning.BLOCKS[name], h.shape, ends.shape[0]
     columns = min(blocks.columns, power_of_2(width))
-    constants = {"TILE_ROWS": tuning.TILE, "ROWS": blocks.rows, "COLUMNS": columns, "E_PAD": power_of_2(n_experts, 2)}
+    constants = {"TILE_ROWS": tuning.TILE, "ROWS": blocks.rows, "COLUMNS": columns, "STAGES": blocks.stages}
+    constants["E_PAD"] = power_of_2(n_experts, 2)
     grid = (n // tuning.TILE + n_experts, triton.cdiv(width, columns))
     return grid, constants | {"num_warps": blocks.warps}
 

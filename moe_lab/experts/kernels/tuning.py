@@ -11,23 +11,26 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Blocks:
-    """What a program handles at a time, ``rows`` x ``columns`` numbers (powers of 2), and its warps of 32 threads."""
+    """What a program handles at a time, ``rows`` x ``columns`` numbers (powers of 2), and its warps of 32 threads.
+
+    Where it handles several blocks in turn, ``stages`` of them are in flight; 1: no more than the compiler finds.
+    """
 
     rows: int
     columns: int
     warps: int
+    stages: int = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Product(Blocks):
-    """The tile of a product: ``depth`` of its inner dimension at a time, ``stages`` of them in flight.
+    """The tile of a product: ``depth`` of its inner dimension at a time.
 
     It is stored in ``pieces`` (a power of 2). ``programs`` run side by side on a multiprocessor: two fit with
     ``registers`` = 128 a thread and 8 warps; None: no limit.
     """
 
     depth: int
-    stages: int
     registers: int | None = None
     pieces: int = 4
     programs: int = 1
