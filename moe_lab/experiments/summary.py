@@ -34,14 +34,15 @@ _EVOMOE: dict[str, type[MixtureConfig]] = {
 }
 
 
-def main_evomoe_runs(experiment: str) -> list[Result]:
-    """Profile "standard" of an EvoMoE experiment: one run per gate and seed, gates in the order of `GATES`.
+def main_evomoe_runs(experiment: str, profile: str = "standard") -> list[Result]:
+    """Recorded runs of an EvoMoE experiment: one per gate and seed, gates in the order of `GATES`.
 
     Args:
         experiment: "evomoe_language", "evomoe_masked" or "evomoe_translation".
+        profile: whose settings; "paper": the language models of a GPU.
     """
-    standard = _EVOMOE[experiment].profile("standard")
-    found = same_setting(find_results(experiment, root=recorded_dir()), standard)
+    settings = _EVOMOE[experiment].profile(profile)
+    found = same_setting(find_results(experiment, root=recorded_dir()), settings)
     return sorted(found, key=lambda result: (GATES.index(result.config["gate"]), result.seed))
 
 
@@ -82,17 +83,24 @@ def language_table(results: Sequence[Result]) -> pd.DataFrame:
 
 
 def evomoe_summary() -> list[str]:
-    """Paragraphs: the claims; then language models, masked language models, translation."""
+    """Paragraphs: the claims; then language models, small and larger, masked language models, translation."""
     language, masked, translation = (main_evomoe_runs(name) for name in _EVOMOE)
-    of_language = language_claims(language)
-    shown = ~of_language["paper claims"].str.match("dts|evomoe: less time")  # notebook 10 has all rows
-    claims = [of_language[shown], masked_claims(masked), translation_claims(translation)]
+    larger = main_evomoe_runs("evomoe_language", "paper")
+    of_language = [language_claims(runs) for runs in (language, larger) if runs]
+    shown = [table[~table["paper claims"].str.match("dts|evomoe: less time")] for table in of_language]
+    claims = [*shown, masked_claims(masked), translation_claims(translation)]  # notebook 10 has all rows
     (signature,) = {result.metrics["bleu_signature"] for result in translation}
+    at_scale = [
+        "Language models on a GPU (profile `paper`): byte pairs of Python code, 8 layers of 512, 16 experts in every "
+        "second layer, 1,500 steps of 16,384 tokens. `final_loss`: validation, nats per byte pair.",
+        markdown(language_table(larger)) if larger else "",
+    ]
     return [
         markdown(pd.concat(claims)),
         "Language models: characters of tiny Shakespeare, 4 layers of 64, 16 experts in every second layer, 1,500 "
         "steps of 1,024 tokens. `final_loss`: validation, nats per character.",
         markdown(language_table(language)),
+        *(at_scale if larger else ()),
         "Masked language models: SST-2 from scratch, 4 layers of 128, 16 experts, pre-trained on its own sentences "
         f"(800 steps of 512), then fine-tuned. Always the same answer: {masked[0].metrics['constant_accuracy']:.3f}.",
         markdown(scores(masked, ("test_accuracy", "masked_accuracy", "experts_per_token"))),
