@@ -36,7 +36,7 @@ class Product(Blocks):
     programs: int = 1
 
 
-# Measured on an H100, those with stages on an H200 (loads in flight: 10 to 14 % less time for `activate_backward`), with
+# Measured on an H100, those with stages on an H200 (loads in flight: some 10 % less time for `activate_backward`), with
 # the shapes of `bench.gpu_problem`; between neighbours lie a few per cent.
 BLOCKS = {
     "scatter_rows": Blocks(4, 512, 4),
