@@ -157,6 +157,39 @@ def planned(result: Result, config: TuningConfig) -> Result:
     return result
 
 
+def take_over(study: Result, earlier: Result) -> int:
+    """Give a planned study the trials of a shorter one that was recorded, so that only the others are left to run.
+
+    The curve ``taken_over`` of the study says how many, on which machine and by which code they were run.
+
+    Returns:
+        How many trials the study did not have yet.
+
+    Raises:
+        ValueError: the two differ in more than the number of trials, or ``earlier`` is not the shorter one; or points
+            differ, because another version of Optuna drew them.
+    """
+    settings = [{**result.config, "n_trials": None} for result in (study, earlier)]
+    lengths = [result.config["n_trials"] for result in (study, earlier)]
+    if settings[0] != settings[1] or lengths[0] <= lengths[1]:
+        raise ValueError(f"{earlier.path.name} is no shorter study of the same kind as {study.path.name}")
+    drawn = {(row["gate"], row["trial"]): row["drawn"] for row in study.curves["plan"]}
+    done = {(row["gate"], row["trial"]) for row in study.curves.get("trials", [])}
+    missing = [row for row in earlier.curves["trials"] if (row["gate"], row["trial"]) not in done]
+    if other := [row for row in missing if row["drawn"] != drawn[row["gate"], row["trial"]]]:
+        raise ValueError(
+            f"{len(other)} points of {earlier.path.name} are not those of {study.path.name}: another version of Optuna "
+            "draws others. Run the study from its beginning, or with that version"
+        )
+    for row in missing:
+        study.log("trials", **row)
+    if missing:
+        about = {name: earlier.environment.get(name) for name in ("device", "torch", "commit")}
+        study.log("taken_over", trials=len(missing), **about)
+        study.save()
+    return len(missing)
+
+
 def diverged() -> dict[str, Any]:
     return {"valid_loss": float("nan"), "test_loss": float("nan")}
 

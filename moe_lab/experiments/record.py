@@ -69,6 +69,26 @@ def _share(options: argparse.Namespace, configs: Sequence[Any]) -> None:
         print(f"shared: {result.path.stem} {result.wall_seconds:.0f} s", flush=True)
 
 
+def _extend(options: argparse.Namespace, recording: Recording, configs: Sequence[Any]) -> None:
+    """Studies begin with the trials of shorter ones in ``--out``."""
+    from moe_lab.experiments.comet_tuning import take_over
+
+    if recording.plan is None:
+        raise SystemExit(f"--extend: {options.what} is no study of trials")
+    for config in configs:
+        study = recording.plan(config, options.scratch)
+        alike = [r for r in find_results(study.experiment, root=options.out) if _shorter(r.config, study.config)]
+        if not alike:
+            raise SystemExit(f"--extend: {options.out} holds no shorter study like {study.path.name}")
+        earlier = max(alike, key=lambda result: result.config["n_trials"])
+        if not study.finished:
+            print(f"{take_over(study, earlier)} trials taken over from {earlier.path.name}", flush=True)
+
+
+def _shorter(config: dict[str, Any], than: dict[str, Any]) -> bool:
+    return {**config, "n_trials": None} == {**than, "n_trials": None} and config["n_trials"] < than["n_trials"]
+
+
 def _finished(options: argparse.Namespace) -> list[Any]:
     return [result.config for result in find_results(root=options.scratch)]
 
@@ -85,6 +105,8 @@ def record(options: argparse.Namespace) -> list[Result]:
         return []
     if options.timing == "only":
         return _timed(recording, configs, options)
+    if options.extend:
+        _extend(options, recording, configs)
     if recording.shared is not None:
         done = _finished(options)
         _share(options, [config for config in configs if to_plain(config, "config") not in done])
@@ -145,6 +167,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--commit", default=None, help="of this code, if the machine has no git checkout")
     parser.add_argument("--shared-only", action="store_true", help="exits, bert: backbones or teachers, no run")
+    parser.add_argument(
+        "--extend", action="store_true", help="tuning: begin with the trials of a shorter study that is in --out"
+    )
     parser.add_argument("--plan-only", action="store_true", help="draw the trials (needs Optuna), run nothing")
     return parser
 

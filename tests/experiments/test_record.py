@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from moe_lab.experiments import record
+from moe_lab.experiments.comet_tuning import take_over
 from moe_lab.experiments.recordings import RECORDINGS
 from moe_lab.results import Result, find_results
 
@@ -41,3 +42,48 @@ def test_a_study_in_stacks_is_recorded_without_its_plan_and_found_again(what, tm
     assert len(find_results(root=runs)) == 5  # the study and its trials
     monkeypatch.setattr(Result, "finish", lambda *a: pytest.fail("computed again"))
     record.main(command)
+
+
+def test_a_longer_study_begins_with_the_trials_of_a_recorded_one(tmp_path, capsys):
+    runs, out = tmp_path / "runs", tmp_path / "out"
+    command = ["--what", "tuning", "--profile", "quick", "--out", str(out), "--epochs", "1", "--gates", "hash", "topk"]
+    with pytest.raises(SystemExit, match="holds no shorter study"):
+        record.main([*command, "--scratch", str(runs), "--trials", "3", "--extend"])
+    record.main([*command, "--scratch", str(runs), "--trials", "2"])
+    elsewhere = tmp_path / "another machine"
+    record.main([*command, "--scratch", str(elsewhere), "--trials", "3", "--extend"])
+    assert "4 trials taken over" in capsys.readouterr().out
+    short, long = sorted(find_results(root=out), key=lambda result: result.config["n_trials"])
+    assert len(find_results("comet_recommender", root=elsewhere)) == 2  # only the others were run
+    assert [row for row in long.curves["trials"] if row["trial"] < 2] == short.curves["trials"]
+    assert len(long.curves["trials"]) == long.metrics["trials"] == 6
+    (about,) = long.curves["taken_over"]
+    assert about["trials"] == 4 and about["device"] == short.environment["device"]
+    record.main([*command, "--scratch", str(runs), "--trials", "3"])  # run as a whole, it is the same study
+    (whole,) = [r for r in find_results(root=out) if r.config["n_trials"] == 3]
+    same = [{k: v for k, v in row.items() if k != "seconds"} for row in whole.curves["trials"]]
+    assert same == [{k: v for k, v in row.items() if k != "seconds"} for row in long.curves["trials"]]
+    with pytest.raises(SystemExit, match="no study"):
+        record.main(["--what", "vision", "--out", str(out), "--extend"])
+
+
+def test_only_a_shorter_study_with_the_same_points_is_taken_over(tmp_path):
+    def study(n_trials, shift=0.0, **changes):
+        config = {"gates": ["hash"], "n_trials": n_trials, "seed": 0, **changes}
+        result = Result("comet_tuning", config, tmp_path / f"{n_trials}.json")
+        for index in range(n_trials):
+            row = {"gate": "hash", "trial": index, "drawn": {"learning_rate": index + shift}}
+            result.log("plan", **row)
+            result.log("trials", **row, valid_loss=1.0)
+        return result
+
+    long = study(3)
+    del long.curves["trials"]
+    for other in (study(3), study(4), study(2, seed=1)):
+        with pytest.raises(ValueError, match="no shorter study of the same kind"):
+            take_over(long, other)
+    with pytest.raises(ValueError, match=r"2 points .* Optuna"):
+        take_over(long, study(2, shift=0.5))
+    assert "trials" not in long.curves
+    assert [take_over(long, study(n)) for n in (1, 2, 2)] == [1, 1, 0]
+    assert [row["trial"] for row in long.curves["trials"]] == [0, 1]
