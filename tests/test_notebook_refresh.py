@@ -1,12 +1,18 @@
 """Notebooks are executed in place, without what changes every time; a failing one stays as it was."""
 
+import base64
+import io
 import json
 import os
 
+import matplotlib.pyplot as plt
 import nbformat
+import numpy as np
+import pytest
+from PIL import Image
 from tiny_notebooks import code, write_notebook
 
-from moe_lab.notebook_refresh import clean, main
+from moe_lab.notebook_refresh import clean, fewer_colours, main
 
 PRINTS = """\
 import os
@@ -54,3 +60,39 @@ def test_cleaning_twice_changes_nothing(tmp_path):
     path = write_notebook(tmp_path, "01_good", [code("seed = 0", "parameters")])
     once = nbformat.writes(clean(nbformat.read(path, 4)))
     assert nbformat.writes(clean(nbformat.reads(once, 4))) == once
+
+
+def as_png(picture):
+    stream = io.BytesIO()
+    if isinstance(picture, Image.Image):
+        picture.save(stream, format="PNG")
+    else:
+        picture.savefig(stream, format="png")
+    return base64.b64encode(stream.getvalue()).decode() + "\n"
+
+
+def pixels(png):
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB"), dtype=float)
+
+
+def test_a_figure_is_stored_with_fewer_colours_and_looks_the_same():
+    figure, ax = plt.subplots()
+    for shift in range(8):
+        ax.plot(np.sin(np.linspace(0, 9, 50) + shift), label=f"line {shift}")
+    ax.legend()
+    png = as_png(figure)
+    plt.close(figure)
+    packed = fewer_colours(png)
+    assert len(packed) < 0.6 * len(png)
+    assert np.abs(pixels(packed) - pixels(png)).mean() < 0.5
+    assert fewer_colours(packed) == packed
+    cell = nbformat.v4.new_code_cell("1", outputs=[nbformat.v4.new_output("display_data", {"image/png": png})])
+    cleaned = clean(nbformat.v4.new_notebook(cells=[cell]))
+    assert cleaned.cells[0].outputs[0].data["image/png"] == packed
+
+
+@pytest.mark.parametrize("channels", [3, 4], ids=["thousands of colours", "transparent"])
+def test_a_picture_that_needs_its_colours_keeps_them(channels):
+    noise = np.random.default_rng(0).integers(256, size=(64, 64, channels), dtype=np.uint8)
+    png = as_png(Image.fromarray(noise))
+    assert fewer_colours(png) == png

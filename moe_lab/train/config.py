@@ -58,8 +58,9 @@ class FitConfig:
         epochs: passes over the data at most; None if ``max_steps`` alone decides.
         patience: stop once this many epochs in a row did not improve the monitored metric; None: never early.
         clip_norm: scale the gradient down to this norm (over all parameters) when it is longer; None: leave it.
-        checkpoint_every: checkpoint after so many steps, besides the one after each epoch; 0: epochs only. Worth it
-            when an epoch takes longer than one is ready to lose.
+        checkpoint_every: checkpoint after so many steps, besides those after epochs (after each, unless writing one
+            takes seconds, see `trainer`); 0: epochs only. Worth it when an epoch takes longer than one is ready to
+            lose.
         max_steps: optimiser steps at most, over the whole run; the epoch in which they end is evaluated as usual.
         progress: show a progress bar.
         learning_rate: how the optimisers' learning rates change; None: they stay.

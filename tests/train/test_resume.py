@@ -13,7 +13,7 @@ import torch
 from one_weight import Scalar, by_list, pull, train
 
 from moe_lab.results import Result
-from moe_lab.train import DamagedCheckpoint, NonFiniteLoss
+from moe_lab.train import DamagedCheckpoint, NonFiniteLoss, trainer
 from moe_lab.train.checkpoint import previous_path
 
 
@@ -34,6 +34,40 @@ def test_resuming_a_finished_run_restores_it_and_computes_nothing(tmp_path):
     done = train(first, checkpoint=tmp_path / "c", evaluate=by_list((1.0, 2.0)), config={"epochs": 2})
     history = train(again, checkpoint=tmp_path / "c", resume=True, evaluate=by_list(()), config={"epochs": 2})
     assert history == done and torch.equal(first.w, again.w)
+
+
+@pytest.mark.parametrize(("seconds", "epochs_saved"), [(0.5, range(12)), (2.0, (0, 4, 8, 11))])
+def test_a_checkpoint_that_takes_long_is_not_written_after_every_epoch(tmp_path, monkeypatch, seconds, epochs_saved):
+    """An epoch takes 10 s of a clock that only epochs and checkpoints move; 2 s are a twentieth of 40 s."""
+    clock, saved, write = [0.0], [], trainer.save_checkpoint
+
+    def slow(path, content):
+        clock[0] += seconds
+        saved.append(content["position"]["epoch"])
+        write(path, content)
+
+    def evaluate(model):
+        clock[0] += 10
+        return {"valid_loss": 1.0}
+
+    monkeypatch.setattr(trainer.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(trainer, "save_checkpoint", slow)
+    whole = Scalar()
+    train(whole, checkpoint=tmp_path / "c", evaluate=evaluate, config={"epochs": 11})
+    assert saved == list(epochs_saved)
+
+    killed_in = iter(range(1, 8))  # of the seventh epoch nothing is left
+
+    def stop(model):
+        if next(killed_in) == 7:
+            raise RuntimeError("killed")
+        return evaluate(model)
+
+    again = Scalar()
+    with pytest.raises(RuntimeError, match="killed"):
+        train(again, checkpoint=tmp_path / "d", evaluate=stop, config={"epochs": 11})
+    train(again, checkpoint=tmp_path / "d", resume=True, evaluate=evaluate, config={"epochs": 11})
+    assert torch.equal(again.w, whole.w)
 
 
 def test_without_resume_an_old_checkpoint_is_forgotten(tmp_path):
