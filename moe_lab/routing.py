@@ -25,11 +25,14 @@ class Routing:
             (only DSelect-k with a number of experts that is no power of two may sum to less).
         losses: named scalars, *unweighted*; empty in eval mode. Whoever trains chooses the coefficients.
         details: tensors of one gate that pictures want (a COMET gate: ``tree_probabilities`` (T, E, K)); may be empty.
+        most: no row has more non-zero weights than this by the gate's rule, at least 1; None: the rule does not say.
+            With it a GPU need not count pairs before it runs experts (`experts.dispatch.run_experts`).
     """
 
     weights: Tensor
     losses: Mapping[str, Tensor] = field(default_factory=dict)
     details: Mapping[str, Tensor] = field(default_factory=dict)
+    most: int | None = None
 
     @property
     def n_experts(self) -> int:

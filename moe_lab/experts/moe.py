@@ -28,7 +28,7 @@ class MultiGateMoE(nn.Module):
         gates: one per task; any modules that return a `Routing` over ``experts.n_experts`` experts.
         experts: an expert bank.
         backend, most_per_token: how the experts run, see `moe_lab.experts.dispatch.run_experts`. Attributes: they may
-            be changed at any time.
+            be changed at any time. With ``most_per_token`` None and one gate, the gate's own `Routing.most` counts.
     """
 
     def __init__(
@@ -73,7 +73,10 @@ class MultiGateMoE(nn.Module):
             raise ValueError(f"{len(self.gates)} gates need as many gate_inputs, got {len(gate_inputs)}")
         routings = [gate(seen) for gate, seen in zip(self.gates, gate_inputs, strict=True)]
         weights = [routing.weights for routing in routings]
-        return run_experts(self.experts, x, weights, self.backend, self.most_per_token), routings
+        most = self.most_per_token
+        if most is None and len(routings) == 1:
+            most = routings[0].most
+        return run_experts(self.experts, x, weights, self.backend, most), routings
 
 
 class MoE(nn.Module):

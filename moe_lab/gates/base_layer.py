@@ -171,4 +171,4 @@ class BaseLayerGate(Gate):
         """x (T, D) -> Routing with exactly one expert per row."""
         scores = self.centroids(x)
         expert = balanced_assignment(scores) if self.training and len(scores) else scores.argmax(-1)
-        return Routing(one_expert_weights(scores, expert), {}, {"scores": scores})
+        return Routing(one_expert_weights(scores, expert), {}, {"scores": scores}, most=1)

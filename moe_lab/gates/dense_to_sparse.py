@@ -169,22 +169,25 @@ class DenseToSparseGate(Gate):
         weights = (logits.softmax(-1) if self.weights_from == "softmax" else q) * mask
         if self.renormalise:
             weights = weights / weights.sum(-1, keepdim=True)
-        return Routing(weights, self._losses(logits, weights, mask), {"scores": q})
+        most = self.k if self._takes_k else None
+        return Routing(weights, self._losses(logits, weights, mask), {"scores": q}, most)
+
+    @property
+    def _takes_k(self) -> bool:
+        """k experts, not all above the threshold."""
+        return self.phase == "hard" or (not self.training and self.inference == "topk")
 
     def _mask(self, logits: Tensor, noisy: Tensor, q: Tensor) -> Tensor:
-        if not self.training and self.inference == "topk":
-            chosen, from_ = self.k, logits
-        elif self.phase == "hard":
-            chosen, from_ = self.k, noisy
-        else:
+        if not self._takes_k:
             return (q > self.threshold) | one_hot_of_largest(q)
-        return torch.zeros_like(q, dtype=torch.bool).scatter(-1, from_.topk(chosen, dim=-1).indices, True)
+        from_ = logits if not self.training and self.inference == "topk" else noisy
+        return torch.zeros_like(q, dtype=torch.bool).scatter(-1, from_.topk(self.k, dim=-1).indices, True)
 
     def _shared(self, logits: Tensor) -> Routing:
         first = torch.zeros_like(logits).index_fill(-1, torch.tensor([0], device=logits.device), 1.0)
         zero = logits.new_zeros(())
         losses = {"load_balance": zero, "z": zero} if self.training else {}
-        return Routing(first.detach(), losses, {"scores": first.detach()})
+        return Routing(first.detach(), losses, {"scores": first.detach()}, most=1)
 
     def _losses(self, logits: Tensor, weights: Tensor, mask: Tensor) -> dict[str, Tensor]:
         if not self.training:

@@ -86,4 +86,4 @@ class GShardGate(Gate):
         losses = {}
         if self.training:
             losses = {"load_balance": load_balancing_loss(p, first), "z": router_z_loss(logits)}
-        return Routing(weights, losses, {"scores": p, "dropped": dropped_share(chosen, kept)})
+        return Routing(weights, losses, {"scores": p, "dropped": dropped_share(chosen, kept)}, most=2)

@@ -70,4 +70,5 @@ class HashGate(Gate):
                 "HashGate is called with integer keys of shape (tokens,), "
                 f"got {keys.dtype} of shape {tuple(keys.shape)}; with MoE pass them as gate_input"
             )
-        return Routing(torch.nn.functional.one_hot(self.table.index_select(0, keys.long()), self.n_experts).float())
+        expert = self.table.index_select(0, keys.long())
+        return Routing(torch.nn.functional.one_hot(expert, self.n_experts).float(), most=1)

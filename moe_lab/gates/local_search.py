@@ -128,4 +128,5 @@ class PermutationSearch(Gate):
         details = dict(routing.details)
         if per_tree is not None:
             details["tree_weights"] = weights
-        return Routing(weights.sum(-1), losses, details)
+        most = None if self.permutation.is_soft else routing.most
+        return Routing(weights.sum(-1), losses, details, most)

@@ -48,4 +48,4 @@ class SoftmaxGate(Gate):
                 "load_balance": load_balancing_loss(weights, weights != 0),
                 "z": router_z_loss(logits),
             }
-        return Routing(weights, losses)
+        return Routing(weights, losses, most=self.n_experts)

@@ -93,7 +93,7 @@ class StableGate(Gate):
             losses = {"balance": zero, "distill": zero}
             if not self.is_frozen:
                 losses = {"balance": self._balance(weights), "distill": cross_entropy(light, expert)}
-        return Routing(weights, losses, {"scores": scores})
+        return Routing(weights, losses, {"scores": scores}, most=1)
 
     def _balance(self, weights: Tensor) -> Tensor:
         fair = weights.shape[0] / self.n_experts

@@ -64,4 +64,4 @@ class SwitchGate(Gate):
         losses = {}
         if self.training:
             losses = {"load_balance": load_balancing_loss(p, chosen), "z": router_z_loss(logits)}
-        return Routing(p * kept, losses, {"scores": p, "dropped": dropped_share(chosen, kept)})
+        return Routing(p * kept, losses, {"scores": p, "dropped": dropped_share(chosen, kept)}, most=1)

@@ -79,4 +79,4 @@ class TopKGate(Gate):
                 "load_balance": load_balancing_loss(logits.softmax(-1), chosen),
                 "z": router_z_loss(logits),
             }
-        return Routing(weights, losses)
+        return Routing(weights, losses, most=self.k)

@@ -293,6 +293,17 @@ def test_a_mixture_on_the_fast_path_trains_gate_and_experts_like_the_reference(m
     assert torch.isfinite(load_balancing_loss(routing.weights, routing.active))
 
 
+def test_a_mixture_tells_the_experts_how_many_of_them_the_gate_takes(monkeypatch):
+    told = []
+    monkeypatch.setattr("moe_lab.experts.moe.run_experts", lambda *a: told.append(a[-1]) or [a[1]] * len(a[2]))
+    bank, x = make_bank(4, dtype=torch.float32), torch.randn(3, D)
+    MoE(TopKGate(D, 4, 3), bank)(x)
+    MoE(TopKGate(D, 4, 3), bank, most_per_token=4)(x)
+    MoE(CometGate(D, 4, 2), bank)(x)
+    MultiGateMoE([TopKGate(D, 4, 3)] * 2, bank)(x)
+    assert told == [3, 4, None, None]
+
+
 def test_auto_takes_the_fast_path_on_a_gpu_where_it_can_run(monkeypatch):
     monkeypatch.setattr("moe_lab.triton_support.usable", lambda x: x.is_cuda)
 
@@ -413,6 +424,18 @@ def test_auto_on_cuda_is_the_fast_path_and_agrees_with_the_reference(density):
     for auto, fast, reference in zip(*found.values(), strict=True):
         assert torch.equal(auto, fast) and auto.dtype == reference.dtype
         assert (auto - reference).float().norm() <= 2e-2 * reference.float().norm() + 1e-6
+
+
+@needs_cuda
+def test_auto_does_not_wait_for_the_device_where_the_gate_says_how_many():
+    moe = MoE(TopKGate(128, 16, 2), make_bank(16, (128, 256, 128), dtype=torch.bfloat16)).cuda()
+    x = torch.randn(333, 128, device="cuda", dtype=torch.bfloat16)
+    moe(x)[0].sum().backward()  # what is made on first use
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        moe(x)[0].sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @needs_cuda

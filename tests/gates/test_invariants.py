@@ -16,7 +16,9 @@ from moe_lab.gates import (
     ExpertChoiceGate,
     GShardGate,
     HashGate,
+    PermutationSearch,
     SoftmaxGate,
+    StableGate,
     SwitchGate,
     TemperatureSchedule,
     TopKGate,
@@ -82,6 +84,50 @@ def test_weights_are_a_point_of_the_simplex(kind, n_experts, k, scale, seed, dty
     assert (total <= 1 + tolerance).all()
     if sums_to_one(kind, n_experts, k):
         assert ((total - 1).abs() <= tolerance).all()
+
+
+@given(
+    kind=st.sampled_from(LEARNED),
+    n_experts=st.sampled_from(SIZES),
+    k=st.sampled_from([1, 2, 4]),
+    scale=st.sampled_from([0.01, 1.0, 100.0]),
+    training=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_no_row_has_more_experts_than_the_gate_says(kind, n_experts, k, scale, training, seed):
+    n_experts = max(n_experts, LEAST.get(kind, 1))
+    gate = make(kind, n_experts, k, seed=seed, scale=scale).train(training)
+    routing = gate(torch.randn(11, D, generator=torch.Generator().manual_seed(seed)))
+    says = {"softmax": n_experts, "topk": min(k, n_experts), "switch": 1, "gshard": 2, "base_layer": 1}
+    assert routing.most == says.get(kind, 1 if kind == "dense_to_sparse" and not training else None)
+    if routing.most is not None:
+        assert routing.most >= 1 and routing.experts_per_token.max() <= routing.most
+
+
+def test_gates_of_keys_say_one_and_gates_that_change_say_what_holds_now():
+    keys = torch.arange(9)
+    assert HashGate(9, 4)(keys).most == 1
+    stable = StableGate(D, 4, 9, stage_one_steps=1)
+    assert stable((torch.randn(9, D), keys)).most == 1
+    schedule = TemperatureSchedule(2.0, 0.3, 2)
+    gate, said = DenseToSparseGate(D, 4, schedule, shared_steps=1, hard_after=1, k=2), []
+    for _ in range(3):
+        routing = gate(torch.randn(50, D))
+        assert routing.most is None or routing.experts_per_token.max() <= routing.most
+        said.append((gate.phase, routing.most))
+        gate.advance()
+    assert said == [("shared", 1), ("soft", None), ("hard", 2)]
+    gate = DenseToSparseGate(D, 4, schedule, inference="matched").eval()
+    assert gate(torch.randn(3, D)).most is None
+
+
+def test_a_soft_permutation_spreads_weights_and_a_hard_one_does_not():
+    search = PermutationSearch(make("topk", 5), steps=1)
+    soft = search(torch.randn(20, D))
+    assert soft.most is None and soft.experts_per_token.max() > 2
+    search.permutation.advance()
+    hard = search(torch.randn(20, D))
+    assert hard.most == hard.experts_per_token.max() == 2
 
 
 @pytest.mark.parametrize("n_experts", SIZES)
