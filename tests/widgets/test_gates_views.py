@@ -1,9 +1,7 @@
 """Views of notebook 01 show what the gate and the record say, and are quick."""
 
-import io
-import time
-
 import pytest
+from slider_time import IN_TIME, plain_figures
 
 from moe_lab.results import Result
 from moe_lab.widgets.gates import ConfusionReplay, weights_view
@@ -47,14 +45,7 @@ def test_records_of_different_length_are_refused(tmp_path):
         ConfusionReplay({"a": result(tmp_path / "a", 2), "b": result(tmp_path / "b", 3)})
 
 
-def seconds_to_png(view):
-    """Processor time of view and drawing, as a notebook draws it; other processes do not count."""
-    start = time.process_time()
-    view().savefig(io.BytesIO(), format="png", bbox_inches="tight")
-    return time.process_time() - start
-
-
 def test_views_are_quick_enough_for_a_slider(tmp_path):
     replay = ConfusionReplay({"topk": result(tmp_path)})
     for view in (lambda: weights_view(3.0, 2), lambda: replay.view("topk", 1)):
-        assert min(seconds_to_png(view) for _ in range(5)) < 0.2
+        assert plain_figures(view) < IN_TIME

@@ -2,12 +2,11 @@
 
 import dataclasses
 import io
-import statistics
-import time
 
 import pytest
 import torch
 from matplotlib.figure import Figure
+from slider_time import IN_TIME, plain_figures
 
 from moe_lab.experiments.evomoe_language import LanguageConfig, build_model, load_text
 from moe_lab.results import Result
@@ -23,17 +22,6 @@ def png(figure: Figure) -> bytes:
     file = io.BytesIO()
     figure.savefig(file, format="png")
     return file.getvalue()
-
-
-def seconds(view) -> float:
-    """Processor time of drawing; other processes do not count."""
-
-    def once() -> float:
-        start = time.process_time()
-        png(view())
-        return time.process_time() - start
-
-    return statistics.median(once() for _ in range(5))
 
 
 def result(gate, seed=0, sample="some text", ahead=False):
@@ -147,4 +135,4 @@ def test_the_listener_is_gone_after_writing(data):
 @pytest.mark.parametrize("name", ["curves", "samples"])
 def test_replays_are_quick_enough_for_a_slider(name):
     view = {"curves": lambda: CurvePicker(RESULTS).view(), "samples": lambda: Samples(RESULTS).view("dts")}[name]
-    assert seconds(view) < 0.2
+    assert plain_figures(view) < IN_TIME

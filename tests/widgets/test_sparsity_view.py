@@ -1,12 +1,12 @@
 """The schedule view of notebook 09 computes what the gate computes, on logits that were recorded."""
 
 import io
-import time
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from slider_time import IN_TIME, plain_figures
 
 from moe_lab.gates import DenseToSparseGate, TemperatureSchedule
 from moe_lab.widgets.sparsity import HARD_AFTER, ScheduleReplay, passing, softmax
@@ -150,9 +150,4 @@ def test_settings_that_no_gate_would_take_are_refused(replay, settings, says):
 
 
 def test_the_view_is_quick_enough_for_a_slider(replay):
-    def seconds_to_png() -> float:  # processor time; other processes do not count
-        start = time.process_time()
-        replay.view().savefig(io.BytesIO(), format="png", bbox_inches="tight")
-        return time.process_time() - start
-
-    assert min(seconds_to_png() for _ in range(5)) < 0.2
+    assert plain_figures(lambda: replay.view()) < IN_TIME

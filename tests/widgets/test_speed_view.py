@@ -1,10 +1,10 @@
 """The view of notebook 15 shows the package's gate, capacity and dispatch, and redraws quickly."""
 
 import io
-import time
 
 import pytest
 import torch
+from slider_time import IN_TIME, plain_figures
 
 from moe_lab.widgets.speed import DispatchView
 
@@ -64,9 +64,4 @@ def test_sizes_that_cannot_be_drawn_are_refused():
 def test_the_view_is_quick_enough_for_a_slider():
     view = DispatchView()
 
-    def seconds_to_png() -> float:  # processor time; other processes do not count
-        start = time.process_time()
-        view.view(1.5, 3, 1.25).savefig(io.BytesIO(), format="png", bbox_inches="tight")
-        return time.process_time() - start
-
-    assert min(seconds_to_png() for _ in range(5)) < 0.2
+    assert plain_figures(lambda: view.view(1.5, 3, 1.25)) < IN_TIME
