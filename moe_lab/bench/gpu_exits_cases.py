@@ -216,6 +216,7 @@ def measure(
             plan = answer.plans[batch]
             rows[name] |= {"again": answer.answered_again / asked, "compact_from": plan.compact_from, "late": plan.late}
             rows[name] |= {
+                "lanes": plan.lanes,
                 "plan": dataclasses.asdict(plan),
                 "tried": [dataclasses.asdict(p) for p in answer.tried[batch]],
             }
@@ -236,11 +237,12 @@ def tune(planted: PlantedNetwork, batch: int, *, compiled: bool = True, **frame)
     prepared = {name: prepare for name, prepare in known.items() if name.startswith("full")}
     ways = {"fast, graph": {}} if on_cuda else {"fast, eager": {"graphs": False}}
     if on_cuda:
-        ways["fast, graph, late"] = {"late": True}
+        ways |= {"fast, graph, late": {"late": True}, "fast, graph, two lanes": {"lanes": 2}}
     if compiled and on_cuda:
         ways |= {
             "fast, compiled, graph": {"compiled": True},
             "fast, compiled, graph, late": {"compiled": True, "late": True},
+            "fast, compiled, graph, two lanes": {"compiled": True, "lanes": 2},
         }
     plans, shares = set(), FastPredictor(planted.network, example, graphs=False).shares
     for threshold in THRESHOLDS:
