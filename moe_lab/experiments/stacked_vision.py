@@ -1,17 +1,13 @@
 """The vision experiment for `fit_stacked`: the words of one trial that `torch.func.vmap` reads for all.
 
-Legend: K trials, B images, E experts, C channels, P positions, D numbers of a patch.
+Legend: K trials, B images of H x W pixels, C channels, E experts, F outputs, D = k k C numbers of a patch.
 
-    patches (B, P, D)  ->  patches @ W (D, C)  ->  2 x 2 max-pool  ->  + b, ReLU          a convolution as a product
+Every expert sees every image; the weights' zeros are exact (see `stacked_recommender`). A layer of all experts of all
+trials is one `pooled_convolution`: three kernels on a GPU, products of patches elsewhere.
 
-Every expert sees every image; the weights' zeros are exact (see `stacked_recommender`). Convolutions are products of
-patches because K x E grouped convolutions with a handful of channels each are what cuDNN is slowest at, and because a
-product of stacks is again a product. Memory is the price: P x D numbers per image, expert and trial in the second
-layer. A bias moves behind the pool: the largest of four numbers does not care.
-
-On a GPU the products have bfloat16 operands and float32 sums: what a step costs is reading and writing patches.
-Everything else, gates included, is float32. (`comet_vision.run` leaves convolutions to cuDNN, which rounds operands to
-TF32 by default.)
+On a GPU the convolutions have bfloat16 operands and float32 sums, and what goes from layer to layer, and back as its
+gradient, is bfloat16: what a step costs is mostly memory traffic. Everything else, gates and dense layers included, is
+float32. (`comet_vision.run` leaves convolutions to cuDNN, which rounds operands to TF32 by default.)
 
 Where we differ from `comet_vision.run`: no watched images are written down (``watched_images=0``).
 """
@@ -22,13 +18,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from moe_lab.batches import Batches
 from moe_lab.datasets import Dataset
 from moe_lab.experiments.comet_vision import classification_loss, columns, final_metrics
+from moe_lab.experiments.pooled_convolution import pooled_convolution
 from moe_lab.experiments.stacked_gates import StackedGates, run_gate
 from moe_lab.experiments.stacked_measures import StackedTally
 from moe_lab.experiments.vision_config import VisionConfig
@@ -42,75 +38,15 @@ from moe_lab.train.stack import TrialStack
 _EVALUATION_ROWS = 512  # of each trial at a time; a matter of memory only
 
 
-class _Patches(torch.autograd.Function):
-    """x (G, H, W, C) -> (G, h, w, D'): a row per position, columns (ky, kx, C), then zeros up to D'.
-
-    Padded rows are aligned for the product; as one operation nothing is copied twice. The backward adds each column to
-    the pixel that it came from, first along rows, then along columns.
-    """
-
-    @staticmethod
-    def forward(x: Tensor, kernel: int, padded: int) -> Tensor:
-        n_images, height, width, channels = x.shape
-        h, w, d = height - kernel + 1, width - kernel + 1, kernel * kernel * channels
-        rows = x.new_empty(n_images, h, w, padded)
-        rows[..., d:] = 0
-        windows = x.unfold(1, kernel, 1).unfold(2, kernel, 1).movedim(3, -1)
-        rows[..., :d].view(windows.shape).copy_(windows)
-        return rows
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
-        x, ctx.kernel, _ = inputs
-        ctx.shape = x.shape
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient: Tensor):
-        (n_images, height, width, channels), kernel = ctx.shape, ctx.kernel
-        _, h, w, _ = gradient.shape
-        by_column = gradient[..., : kernel * kernel * channels].view(n_images, h, w, kernel, kernel, channels)
-        add = torch.ops.aten.unfold_backward
-        by_row = add(by_column.transpose(-1, -2), [n_images, h, width, kernel, channels], 2, kernel, 1)
-        return add(by_row.transpose(-1, -2), [n_images, height, width, channels], 1, kernel, 1), None, None
-
-    @staticmethod
-    def vmap(info, in_dims, x: Tensor, kernel: int, padded: int):
-        x = x.movedim(in_dims[0], 0)
-        return _Patches.apply(x.flatten(0, 1), kernel, padded).unflatten(0, x.shape[:2]), 0
-
-
-def _padded(n: int) -> int:
-    """The next multiple of 8: 16 bytes of bfloat16."""
-    return -(-n // 8) * 8
-
-
-def _convolution(x: Tensor, weight: Tensor, kernel: int) -> Tensor:
-    """x (G, B, H, W, C), weight (G, D, C') -> (G, B, h // 2, w // 2, C'), pooled, in float32 (or x's float64)."""
-    groups, n_images, height, width, _ = x.shape
-    d, c_out = weight.shape[1:]
-    dtype = torch.bfloat16 if x.is_cuda else x.dtype
-    patches = _Patches.apply(x.to(dtype).flatten(0, 1), kernel, _padded(d))
-    filters = nn.functional.pad(weight, (0, _padded(c_out) - c_out, 0, _padded(d) - d)).to(dtype)
-    y = torch.bmm(patches.view(groups, -1, _padded(d)), filters)
-    y = y.view(groups * n_images, height - kernel + 1, width - kernel + 1, -1).permute(0, 3, 1, 2)
-    y = nn.functional.max_pool2d(y, 2).permute(0, 2, 3, 1)[..., :c_out]
-    return y.to(x.dtype).unflatten(0, (groups, n_images))
-
-
 def dense_experts(bank: ConvExperts, x: Tensor) -> Tensor:
-    """Every expert on every image: x (B, C, H, W) -> (E, B, F), in products."""
-    x = x.permute(0, 2, 3, 1).unsqueeze(0)
+    """Every expert on every image: x (B, C, H, W) -> (E, B, F)."""
+    dtype, x = x.dtype, x.permute(0, 2, 3, 1).unsqueeze(0)  # all experts look at the same images
+    if x.is_cuda and dtype == torch.float32:
+        x = x.to(torch.bfloat16)
     for weight, bias in zip(bank.weights, bank.biases, strict=True):
-        kernel = weight.shape[-1]
         filters = weight.permute(0, 3, 4, 2, 1).flatten(1, 3)  # (E, D, C)
-        if len(x) == 1:  # the first layer: all experts look at the same patches, one wide product
-            wide = filters.transpose(0, 1).flatten(1).unsqueeze(0)
-            x = _convolution(x, wide, kernel)[0].unflatten(-1, weight.shape[:2]).movedim(-2, 0)
-        else:
-            x = _convolution(x, filters, kernel)
-        x = (x + bias[:, None, None, None]).relu()
-    x = x.movedim(-1, 2).flatten(2)
+        x = pooled_convolution(x, filters, bias, weight.shape[-1])
+    x = x.movedim(-1, 2).flatten(2).to(dtype)
     for weight, bias in zip(bank.head.weights, bank.head.biases, strict=True):
         x = (torch.bmm(x, weight) + bias[:, None]).relu()
     return x
