@@ -83,8 +83,9 @@ def _study_tables() -> list[str]:
             markdown(side_by_side({"GPU": images}, "multimnist")),
         ]
     controls = {"CPU" if large is not None else "": (small, unlearned_control())}
-    if large is not None and (control := control_of(large)) is not None:
-        controls["GPU"] = (large, control)
+    for label, study in {"GPU": large, "Images, GPU": images}.items():
+        if study is not None and (control := control_of(study)) is not None:
+            controls[label] = (study, control)
     question = 'Is it the search? The same trials of "+" once more, the permutation never learned'
     parts.append(f"{question}: test loss, mean over trials.")
     for label, pair in controls.items():

@@ -16,6 +16,7 @@ Taught in notebook 04.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ def run(
     Raises:
         DatasetNotFound: the real data set is not in the cache; the message says how to fetch it.
     """
-    return run_cached(EXPERIMENT, config, partial(_train_and_test, config, progress), root=root, recompute=recompute)
+    return run_cached(EXPERIMENT, config, partial(train_and_test, config, progress), root=root, recompute=recompute)
 
 
 def _baseline_gates(config: VisionConfig, n_tasks: int) -> list[HashGate]:
@@ -187,7 +188,13 @@ def final_metrics(found: Measurement, data: Dataset) -> dict[str, Any]:
     }
 
 
-def _train_and_test(config: VisionConfig, progress: bool, result: Result) -> dict[str, Any]:
+def train_and_test(
+    config: VisionConfig,
+    progress: bool,
+    result: Result,
+    prepare: Callable[[MultiDigitClassifier], None] = lambda model: None,
+) -> dict[str, Any]:
+    """One training, into ``result``; its metrics. ``prepare`` may change the model before it."""
     device = pick_device(config.device)
     data = load_data(config)
     tasks = task_names(data.info["n_tasks"])
@@ -195,6 +202,7 @@ def _train_and_test(config: VisionConfig, progress: bool, result: Result) -> dic
         columns(data.train), config.batch_size, shuffle=True, seed=config.seed, device=device, keep_on_device=True
     )
     model = build_model(config, data, len(train)).to(device)
+    prepare(model)
     recorder = Recorder(config, data, result, device)
     if not result.checkpoint_path.exists():
         result.curves.clear()  # of a process that was killed before its first checkpoint

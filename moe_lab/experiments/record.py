@@ -6,6 +6,7 @@
     python -m moe_lab.experiments.record --what tuning --out data/recorded --workers 8 --stack-size 100 --device cuda
     python -m moe_lab.experiments.record --what vision-tuning --out data/recorded --workers 4 --stack-size 4
     python -m moe_lab.experiments.record --what unlearned --out data/recorded --workers 16
+    python -m moe_lab.experiments.record --what unlearned-vision --out data/recorded --workers 4 --stack-size 4
     python -m moe_lab.experiments.record --what language --out data/recorded --workers 16 --seeds 0 1 2
     python -m moe_lab.experiments.record --what ablations --out data/recorded --workers 16 --seeds 0 1 2
     python -m moe_lab.experiments.record --what masked --out data/recorded --workers 6 --seeds 0 1 2

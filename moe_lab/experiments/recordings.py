@@ -318,6 +318,9 @@ RECORDINGS: dict[str, Recording] = {
         plan=_plan_vision_tuning,
     ),
     "unlearned": Recording(_tuning_configs, _run_unlearned, ("n_trials", "trials"), workers_inside=True, stacks=True),
+    "unlearned-vision": Recording(
+        _vision_tuning_configs, _run_unlearned, ("n_trials", "trials"), workers_inside=True, stacks=True
+    ),
     "language": Recording(_language_configs, _run_by("evomoe_language"), _LANGUAGE_COLUMNS),
     "ablations": Recording(
         _ablation_configs,

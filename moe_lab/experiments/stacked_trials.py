@@ -102,7 +102,8 @@ def recommender_kind() -> Kind:
     )
 
 
-def _vision() -> Kind:
+def vision_kind() -> Kind:
+    """That of `comet_vision`."""
     from moe_lab.experiments import comet_vision  # only here: a recommender needs no images
     from moe_lab.experiments.stacked_vision import StackedVision
     from moe_lab.experiments.vision_data import load_data, task_names
@@ -125,7 +126,7 @@ def _vision() -> Kind:
 
 
 def _kind(config: Config) -> Kind:
-    return _vision() if isinstance(config, VisionConfig) else recommender_kind()
+    return vision_kind() if isinstance(config, VisionConfig) else recommender_kind()
 
 
 def check_stackable(configs: Sequence[Config]) -> None:

@@ -75,10 +75,11 @@ class StackedVision(StackedGates):
         configs: one per trial, see `stacked_trials.check_stackable`.
         data: their data.
         device: where the stack lives.
+        learns: see `StackedGates`.
     """
 
-    def __init__(self, configs: Sequence[VisionConfig], data: Dataset, device: torch.device):
-        super().__init__(configs, device)
+    def __init__(self, configs: Sequence[VisionConfig], data: Dataset, device: torch.device, learns: bool = True):
+        super().__init__(configs, device, learns)
         self.data, self.tasks = data, task_names(data.info["n_tasks"])
         self.valid = Batches(columns(data.valid), _EVALUATION_ROWS, device=device, keep_on_device=True)
 

@@ -3,7 +3,8 @@
 Local search does two things: as long as the permutation is soft, every expert learns from every row; and the
 permutation is learned. Here the first happens without the second. The permutation's logits get no gradient, so P walks
 through the same temperatures, from nearly uniform to the permutation it was drawn with, which is a random one. Point,
-seed, data, batches and length of the soft phase are those of the same trial in `comet_tuning`: compare trial by trial.
+seed, data, batches and length of the soft phase are those of the same trial in `comet_tuning`, or in `vision_tuning`:
+compare trial by trial.
 
 Taught in notebook 06.
 """
@@ -21,7 +22,7 @@ import pandas as pd
 import torch
 
 from moe_lab.batches import Batches
-from moe_lab.experiments import comet_tuning
+from moe_lab.experiments import comet_tuning, comet_vision, vision_tuning
 from moe_lab.experiments.comet_recommender import (
     build_model,
     final_metrics,
@@ -32,21 +33,22 @@ from moe_lab.experiments.comet_recommender import (
 )
 from moe_lab.experiments.comet_tuning import Trials, TuningConfig, diverged, run_trials
 from moe_lab.experiments.recommender_config import RecommenderConfig
-from moe_lab.experiments.stacked_recommender import StackedRecommender
-from moe_lab.experiments.stacked_trials import recommender_kind, run_stack
-from moe_lab.models import TwoTaskRecommender
+from moe_lab.experiments.stacked_trials import Kind, recommender_kind, run_stack, vision_kind
+from moe_lab.experiments.vision_config import VisionConfig
+from moe_lab.experiments.vision_tuning import VisionTuningConfig
+from moe_lab.models import MultiDigitClassifier, TwoTaskRecommender
 from moe_lab.results import Result, run_cached
 from moe_lab.runtime import pick_device
 from moe_lab.train import NonFiniteLoss
 from moe_lab.tuning import Interval
 
 EXPERIMENT = "comet_unlearned_search"
-TRIAL = "comet_unlearned_trial"
+TRIAL, VISION_TRIAL = "comet_unlearned_trial", "comet_unlearned_vision_trial"
 _EVALUATION_ROWS = 4096
 
 
 def run(
-    config: TuningConfig,
+    config: TuningConfig | VisionTuningConfig,
     *,
     root: Path | str | None = None,
     progress: bool = True,
@@ -210,12 +212,15 @@ def sentences(comparison: pd.DataFrame) -> list[str]:
     return said
 
 
-def run_trial(config: RecommenderConfig, *, root: Path | str | None = None) -> Result:
-    """One training; metrics as in `comet_recommender.run`. The gate must have a "+"."""
+def run_trial(config: RecommenderConfig | VisionConfig, *, root: Path | str | None = None) -> Result:
+    """One training; metrics as in `comet_recommender.run` or `comet_vision.run`. The gate must have a "+"."""
+    if isinstance(config, VisionConfig):
+        train = partial(comet_vision.train_and_test, config, False, prepare=stop_learning)
+        return run_cached(VISION_TRIAL, config, train, root=root)
     return run_cached(TRIAL, config, partial(_train_and_test, config), root=root)
 
 
-def stop_learning(model: TwoTaskRecommender) -> None:
+def stop_learning(model: TwoTaskRecommender | MultiDigitClassifier) -> None:
     """Let the permutation (all gates share one) cool and harden as planned, but keep its logits where they are."""
     model.moe.gates[0].permutation.logits.register_hook(torch.zeros_like)
 
@@ -237,11 +242,14 @@ def _train_and_test(config: RecommenderConfig, result: Result) -> dict[str, Any]
 
 
 def _outcome(result: Result) -> dict[str, Any]:
-    kept = ("valid_loss", "test_loss", "test_auc", "test_mse")
-    return {**{name: result.metrics[name] for name in kept}, "seconds": round(result.wall_seconds, 2)}
+    known = ("valid_loss", "test_loss", "test_auc", "test_mse", "test_accuracy")
+    kept = {name: result.metrics[name] for name in known if name in result.metrics}
+    return {**kept, "seconds": round(result.wall_seconds, 2)}
 
 
-def _one_trial(job: tuple[RecommenderConfig, Path | str | None, bool, Mapping[str, Any]]) -> dict[str, Any]:
+def _one_trial(
+    job: tuple[RecommenderConfig | VisionConfig, Path | str | None, bool, Mapping[str, Any]],
+) -> dict[str, Any]:
     config, root, _, _ = job
     try:
         return _outcome(run_trial(config, root=root))
@@ -249,16 +257,23 @@ def _one_trial(job: tuple[RecommenderConfig, Path | str | None, bool, Mapping[st
         return diverged()
 
 
-def _one_stack(job: tuple[list[RecommenderConfig], Path | str | None, bool, bool, int, Any]) -> list[dict[str, Any]]:
+def _kind(config: RecommenderConfig | VisionConfig) -> Kind:
+    if isinstance(config, VisionConfig):
+        kind, experiment = vision_kind(), VISION_TRIAL
+    else:
+        kind, experiment = recommender_kind(), TRIAL
+    return dataclasses.replace(kind, experiment=experiment, questions=partial(kind.questions, learns=False))
+
+
+def _one_stack(job: tuple[list[Any], Path | str | None, bool, bool, int, Any]) -> list[dict[str, Any]]:
     configs, root, _, progress, checkpoint_epochs, _ = job
-    kind = dataclasses.replace(
-        recommender_kind(), experiment=TRIAL, questions=partial(StackedRecommender, learns=False)
-    )
-    results = run_stack(configs, root=root, progress=progress, checkpoint_epochs=checkpoint_epochs, kind=kind)
+    how = {"progress": progress, "checkpoint_epochs": checkpoint_epochs, "kind": _kind(configs[0])}
+    results = run_stack(configs, root=root, **how)
     return [_outcome(result) if result.finished else diverged() for result in results]
 
 
-def _run_trials(config: TuningConfig, how: Trials, result: Result) -> dict[str, Any]:
-    points = comet_tuning.plan(config, root=how.root).curves["plan"]
+def _run_trials(config: TuningConfig | VisionTuningConfig, how: Trials, result: Result) -> dict[str, Any]:
+    study = vision_tuning if isinstance(config, VisionTuningConfig) else comet_tuning
+    points = study.plan(config, root=how.root).curves["plan"]
     metrics = run_trials(config, how, result, [row for row in points if row["gate"].endswith("+")])
     return {"trials": metrics["trials"]}

@@ -14,7 +14,7 @@ def options(*more):
     return record._parser().parse_args(["--what", "tuning", *more])
 
 
-@pytest.mark.parametrize("what", ["tuning", "vision-tuning", "unlearned"])
+@pytest.mark.parametrize("what", ["tuning", "vision-tuning", "unlearned", "unlearned-vision"])
 def test_a_study_is_the_profiles_unless_the_options_say_otherwise(what):
     configs = RECORDINGS[what].configs
     (usual,) = configs(options("--profile", "standard"))

@@ -4,9 +4,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from moe_lab.experiments import comet_recommender, comet_tuning, unlearned_search
+from moe_lab.experiments import (
+    comet_recommender,
+    comet_tuning,
+    comet_vision,
+    recorded_studies,
+    unlearned_search,
+    vision_tuning,
+)
 from moe_lab.experiments.comet_recommender import build_model
 from moe_lab.experiments.comet_tuning import TuningConfig
+from moe_lab.experiments.vision_tuning import VisionTuningConfig
 from moe_lab.gates.sinkhorn import best_assignment
 from moe_lab.results import Result
 
@@ -85,6 +93,38 @@ def test_a_control_in_stacks_has_the_losses_of_one_trial_at_a_time(tmp_path):
     assert [row["gate"] for row in study.curves["trials"]] == ["hash", "hash", "hash+", "hash+", "comet+", "comet+"]
     learned = [row["test_loss"] for row in study.curves["trials"][2:]]
     assert learned != [row["test_loss"] for row in stacked]
+
+
+IMAGES = VisionTuningConfig(gates=("hash", "hash+"), n_trials=2)
+
+
+def test_on_images_with_learning_left_on_it_is_the_vision_run(tmp_path, monkeypatch):
+    trial = IMAGES.trial("hash+", 0, {"learning_rate": 0.01, "permutation_epochs": 5.0})
+    control = unlearned_search.run_trial(trial, root=tmp_path / "control")
+    original = comet_vision.run(trial, root=tmp_path, progress=False)
+    monkeypatch.setattr(unlearned_search, "stop_learning", lambda model: None)
+    same = unlearned_search.run_trial(trial, root=tmp_path / "same")
+    for metrics in (same.metrics, original.metrics):
+        metrics.pop("steps_per_second")
+    assert same.metrics == original.metrics
+    assert control.metrics["test_loss"] != original.metrics["test_loss"]
+
+
+def test_a_control_on_images_is_one_of_its_study_alone_and_in_stacks(tmp_path):
+    found = {}
+    for name, stack_size in (("single", 1), ("stacked", 2)):
+        found[name] = unlearned_search.run(IMAGES, root=tmp_path / name, progress=False, stack_size=stack_size)
+    single, stacked = (found[name].curves["trials"] for name in ("single", "stacked"))
+    assert [(row["gate"], row["trial"]) for row in stacked] == [("hash+", 0), ("hash+", 1)]
+    for row, other in zip(stacked, single, strict=True):
+        assert row.keys() == other.keys() and {"valid_loss", "test_loss", "test_accuracy"} <= row.keys()
+        assert row["drawn"] == other["drawn"]
+        assert row["test_loss"] == pytest.approx(other["test_loss"], rel=1e-3)
+    study = vision_tuning.run(IMAGES, root=tmp_path / "stacked", progress=False, stack_size=2)
+    table = unlearned_search.compare(study, found["stacked"])
+    learned = [row["test_loss"] for row in study.curves["trials"] if row["gate"] == "hash+"]
+    assert table["learning"]["hash+"] == pytest.approx(np.mean(learned) - np.mean([r["test_loss"] for r in stacked]))
+    assert recorded_studies.control_of(study, root=tmp_path / "stacked").config == study.config
 
 
 def by_hand(config, **losses):
