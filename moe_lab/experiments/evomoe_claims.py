@@ -237,6 +237,25 @@ def language_claims(results: Sequence[Result]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
+def side_by_side(studies: Mapping[str, Sequence[Result]]) -> pd.DataFrame:
+    """`language_claims` of models of several sizes, a row per claim.
+
+    Args:
+        studies: label -> Results of one setting each; empty ones are left out.
+
+    Returns:
+        Index ``paper claims``; for each label the columns ``label`` (what was measured) and ``label: holds?``. A claim
+        that a study says nothing about has empty cells.
+    """
+    columns = []
+    for label, results in studies.items():
+        if results:
+            table = language_claims(results).set_index(COLUMNS[0])
+            names = {COLUMNS[1]: label, COLUMNS[3]: f"{label}: holds?"}
+            columns.append(table[list(names)].rename(columns=names))
+    return pd.concat(columns, axis=1).fillna("") if columns else pd.DataFrame()
+
+
 def _outperforms(results: Sequence[Result], metric: str, what: str, digits: str) -> pd.DataFrame:
     _check_one_setting(results)
     gates = {result.config["gate"] for result in results}

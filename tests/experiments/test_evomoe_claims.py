@@ -14,6 +14,7 @@ from moe_lab.experiments.evomoe_claims import (
     masked_claims,
     one_machine,
     same_setting,
+    side_by_side,
     speedup_table,
     speedups,
     translation_claims,
@@ -141,6 +142,19 @@ def test_seconds_of_different_machines_are_not_compared():
     assert speedup_table([*slow, *fast]).loc["dts", "seconds"] == "other machine"
     assert speedup_table([*slow, *fast]).loc["dts", "steps"] != "other machine"
     assert len(language_claims([*slow, *fast])) == before - 1
+
+
+def test_sizes_stand_side_by_side_claim_by_claim():
+    small = runs("switch", *[SLOW] * 3) + runs("dts", *[FAST] * 3) + runs("evomoe", *[FAST] * 3)
+    large = runs("switch", SLOW, width=64) + runs("dts", NEVER, width=64)
+    table = side_by_side({"small": small, "large": large, "none": []})
+    assert list(table) == ["small", "small: holds?", "large", "large: holds?"]
+    claim = next(text for text in table.index if text.startswith("dts: 2.0 times fewer steps"))
+    assert table.loc[claim, "small: holds?"] == one_row(language_claims(small), claim)[2]
+    assert table.loc[claim, "large"] == one_row(language_claims(large), claim)[0]
+    only_small = next(text for text in table.index if text.startswith("evomoe: 2.0"))
+    assert table.loc[only_small, "small"] and table.loc[only_small, "large"] == ""
+    assert side_by_side({"none": []}).empty
 
 
 def test_claims_are_about_one_setting_and_one_run_per_gate_and_seed():
