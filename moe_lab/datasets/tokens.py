@@ -95,7 +95,10 @@ class BytePairs:
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without start and end; a long text piece by piece, on all cores: see `pieces`."""
-        return [id_ for encoding in self._tokenizer.encode_batch(pieces(text)) for id_ in encoding.ids]
+        parts = pieces(text)
+        if len(parts) == 1:
+            return self._tokenizer.encode(text).ids
+        return [id_ for encoding in self._tokenizer.encode_batch(parts) for id_ in encoding.ids]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text; special ids vanish."""
