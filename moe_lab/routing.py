@@ -26,7 +26,7 @@ class Routing:
         losses: named scalars, *unweighted*; empty in eval mode. Whoever trains chooses the coefficients.
         details: tensors of one gate that pictures want (a COMET gate: ``tree_probabilities`` (T, E, K)); may be empty.
         most: no row has more non-zero weights than this by the gate's rule, at least 1; None: the rule does not say.
-            With it a GPU need not count pairs before it runs experts (`experts.dispatch.run_experts`).
+            With it nobody need count pairs before experts run (`experts.dispatch.run_experts`).
     """
 
     weights: Tensor

@@ -91,6 +91,17 @@ def test_a_figure_is_stored_with_fewer_colours_and_looks_the_same():
     assert cleaned.cells[0].outputs[0].data["image/png"] == packed
 
 
+def test_a_small_picture_on_a_white_page_is_looked_at_too():
+    page = np.full((480, 640, 3), 255, dtype=np.uint8)
+    y, x = np.mgrid[:96, :96] / 96
+    inset = np.stack([x, y, (np.sin(9 * x) * np.cos(7 * y) + 1) / 2], -1) + np.random.default_rng(0).normal(
+        0, 0.1, (96, 96, 3)
+    )
+    page[40:136, 40:136] = (255 * inset.clip(0, 1)).astype(np.uint8)
+    png = as_png(Image.fromarray(page))
+    assert fewer_colours(png) == png
+
+
 @pytest.mark.parametrize("channels", [3, 4], ids=["thousands of colours", "transparent"])
 def test_a_picture_that_needs_its_colours_keeps_them(channels):
     noise = np.random.default_rng(0).integers(256, size=(64, 64, channels), dtype=np.uint8)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
+import zlib
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import version
@@ -29,6 +30,7 @@ from moe_lab.datasets.tokens import BytePairs, Tokenizer, train_tokenizer
 from moe_lab.paths import data_dir
 
 _LONG = 5_000_000  # characters from which byte pairs are kept: seconds
+_FORMAT = 1  # of kept tokens: another number when `BytePairs.train` or `encode` give others
 SPLITS = ("train", "valid", "test")
 
 
@@ -60,9 +62,9 @@ def kept_tokens(parts: Sequence[str], n_tokens: int) -> tuple[BytePairs, list[np
     """
     if sum(map(len, parts)) < _LONG:
         return _tokens("bpe", parts, n_tokens)
-    digest = hashlib.sha256(json.dumps([*parts, n_tokens, version("tokenizers")]).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps([_FORMAT, version("tokenizers"), n_tokens, *parts]).encode()).hexdigest()
     path = data_dir() / "tokens" / f"{digest[:16]}.npz"
-    with suppress(OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile), np.load(path) as kept:
+    with suppress(OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error), np.load(path) as kept:
         return BytePairs(str(kept["tokenizer"])), [kept[f"ids{index}"] for index in range(len(parts))]
     learned, ids = _tokens("bpe", parts, n_tokens)
     smallest = np.uint16 if learned.n_tokens <= 2**16 else np.int64

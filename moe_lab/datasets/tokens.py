@@ -106,8 +106,12 @@ class BytePairs:
 
 
 def pieces(text: str, at_least: int = 100_000) -> list[str]:
-    """A text cut where a line begins without a space; pieces but the last have ``at_least`` characters."""
-    cuts, begin = [0], re.compile(r"(?<=\n)(?=\S)")
+    """A text cut between two lines, pieces but the last at least so many characters long.
+
+    The line before ends with a letter or sign, the one behind begins with one: there, byte-level byte pairs cut anyway,
+    so pieces have the ids of the whole. (A cut behind a blank line would join its line breaks to one token.)
+    """
+    cuts, begin = [0], re.compile(r"(?<=\S\n)(?=\S)")
     while (found := begin.search(text, cuts[-1] + at_least)) is not None:
         cuts.append(found.start())
     return [text[first:last] for first, last in pairwise([*cuts, len(text)])]

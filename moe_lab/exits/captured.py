@@ -183,8 +183,7 @@ class Graphs:
     """Runs of the parts of a batch as CUDA graphs: one, or with ``stops`` one per block.
 
     Args:
-        runs: one for each lane: equal parts of the batch that the device works on side by side. While it moves rows of
-            one, in kernels that leave most of it idle, the next block of the other runs.
+        runs: one for each lane: equal parts of the batch that the device may work on side by side.
         x: a batch.
         stops: look whether anybody is left, after each block; with one lane only.
     """

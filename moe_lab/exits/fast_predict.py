@@ -10,8 +10,8 @@ twenty operations of a few microseconds; and for few samples starting a block ta
 * an exit is one kernel behind its head (`kernels`), and two that move only rows that must fill a gap;
 * so a whole batch is one CUDA graph per batch size. Exits after which nothing is moved run beside the next block, and
   rows may be moved one block late, so that all exits do (`captured.Run`);
-* many samples may run as two halves side by side: while the device moves rows of one, in kernels that leave most of it
-  idle, the next block of the other runs (`captured.Graphs`);
+* many samples can run as two halves side by side (``lanes``): kernels that move rows of one leave most of the device
+  idle, and a block of the other may run meanwhile;
 * a few samples may all leave early: then each block is a graph of its own, and the host, one block behind the device,
   stops when nobody is left.
 
@@ -92,8 +92,8 @@ class FastPredictor:
         late: take rows out one block after they have left, so that no exit stands between two blocks; "auto": what is
             faster where ``compact_from`` is "auto" too and batches have at most `MANY` samples; else False.
         lanes: 1, or 2 for halves of a batch side by side (with CUDA graphs, batches of an even number); "auto": what is
-            faster where ``compact_from`` is "auto" too and batches have more than `MANY` samples; else 1. Blocks that
-            keep scratch memory of their own must not run side by side.
+            faster where ``compact_from`` is "auto" too and batches have more than `MANY` samples; else 1. Not the
+            default, because a block then runs twice at once: one that keeps scratch memory of its own would mix them.
         spread: standard deviations of room, see `plan`.
         compiled: stem, blocks and heads through `torch.compile`.
         graphs: False: no CUDA graphs, which also keep memory for each batch size; also on a CPU.
@@ -120,7 +120,7 @@ class FastPredictor:
         batch_sizes: Iterable[int] = (),
         compact_from: float | str = "auto",
         late: bool | str = "auto",
-        lanes: int | str = "auto",
+        lanes: int | str = 1,
         spread: float = 3.0,
         compiled: bool = False,
         graphs: bool = True,
@@ -170,7 +170,9 @@ class FastPredictor:
         self.tried[n] = []
         for plan in self._candidates(n, measures, graph):
             graphs = self._capture(plan, batches[0]) if graph else None
-            if graph and graphs is None:  # another plan would fail for the same reason
+            if graph and graphs is None:
+                if n in self._graphs:  # another plan could be captured
+                    continue
                 (plan,) = self._candidates(n, False, False)
                 self.plans[n] = dataclasses.replace(plan, stops=False)
                 return

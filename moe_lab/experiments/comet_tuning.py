@@ -160,7 +160,7 @@ def planned(result: Result, config: TuningConfig) -> Result:
 def take_over(study: Result, earlier: Result) -> int:
     """Give a planned study the trials of a shorter one that was recorded, so that only the others are left to run.
 
-    The curve ``taken_over`` of the study says how many, on which machine and by which code they were run.
+    The curve ``taken_over`` of the study says how many trials of ``earlier`` were run on which machine, by which code.
 
     Returns:
         How many trials the study did not have yet.
@@ -184,8 +184,11 @@ def take_over(study: Result, earlier: Result) -> int:
     for row in missing:
         study.log("trials", **row)
     if missing:
+        before = earlier.curves.get("taken_over", [])  # which it had from others itself
+        own = len(earlier.curves["trials"]) - sum(row["trials"] for row in before)
         about = {name: earlier.environment.get(name) for name in ("device", "torch", "commit")}
-        study.log("taken_over", trials=len(missing), **about)
+        for row in (*before, {"trials": own, **about}):
+            study.log("taken_over", **row)
         study.save()
     return len(missing)
 

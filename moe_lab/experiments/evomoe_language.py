@@ -95,7 +95,7 @@ _PROFILES: dict[str, dict[str, Any]] = {
     "quick": {"data_options": {"n_characters": 120_000, "length": 48}},
     # Characters of Shakespeare, 1.2 million parameters of which 0.2 are active: a minute or two per gate on one core.
     "standard": _SHAKESPEARE,
-    # As near to the paper as minutes of one GPU allow: byte pairs of Python code, some two passes; 147 million
+    # As near to the paper as minutes of one GPU allow: byte pairs of Python code, some two passes; 153 million
     # parameters of which 27 are active.
     "paper": {
         "dataset": "python-code",

@@ -143,13 +143,21 @@ def why_not_fast(bank: ExpertBank, n_tasks: int) -> str | None:
     return None
 
 
-def _fast_is_faster(bank: ExpertBank, x: Tensor, n_tasks: int) -> bool:
-    """On a GPU, for matrices of 16 or 32 bits.
+def _takes_fast(bank: ExpertBank, x: Tensor, n_tasks: int, most: int | None) -> bool:
+    """Where "auto" takes the fast path: on CUDA of compute capability 9 or 10; in float32 only if ``most`` says that
+    there are zeros.
 
-    On an H200, against `combine_experts`: 1.05 to 2.3 times as fast with zeros; without any, 1.0 to 1.8 times in 16
-    bits, 0.8 to 1.0 times in float32 (k = 1, 2 and E of 8 or 16 experts, T 512, D 64 to T 32768, D 512).
+    Measured on an H200 against `combine_experts` (one run, not recorded; T 512, D 64 to T 32768, D 512): with k = 1 or
+    2 of 8 or 16 experts 1.05 to 2.3 times as fast; without zeros 1.0 to 1.8 times in 16 bits, 0.8 to 1.0 times in
+    float32. Older cards, on which `grouped_mm` loops over experts, were not measured.
     """
     if not x.is_cuda or x.dim() != 2 or x.dtype == torch.float64 or why_not_fast(bank, n_tasks) is not None:
+        return False
+    if torch.version.hip is not None or torch.cuda.get_device_capability(x.device)[0] not in (9, 10):
+        return False
+    autocast = torch.is_autocast_enabled(x.device.type)
+    dtype = torch.get_autocast_dtype(x.device.type) if autocast else x.dtype
+    if dtype.itemsize > 2 and (most is None or most >= bank.n_experts):
         return False
     from moe_lab.triton_support import usable  # only here: it imports Triton, which takes a while
 
@@ -163,10 +171,11 @@ def run_experts(
 
     Args:
         bank, x, weights: as in `combine_experts`.
-        backend: "reference": `combine_experts`. "fast": `grouped_mlp`. "auto": the fast one on a GPU, where it can run
-            (with dropout only in evaluation), else the reference. They agree up to rounding.
+        backend: "reference": `combine_experts`. "fast": `grouped_mlp`. "auto": the fast one on GPUs of compute
+            capability 9 or 10, where it can run (with dropout only in evaluation) and is no slower, else the reference.
+            They agree up to rounding.
         most_per_token: for the fast one: no row of weights has more non-zeros than this (``most`` of `grouped_mlp`).
-            Then nothing waits for the device, and rows with more give NaN.
+            Then in bfloat16 nothing waits for the device, and rows with more give NaN.
 
     Returns:
         S tensors (T, F).
@@ -176,7 +185,7 @@ def run_experts(
     """
     check_name("backend", backend, BACKENDS)
     if backend == "auto":
-        backend = "fast" if _fast_is_faster(bank, x, len(weights)) else "reference"
+        backend = "fast" if _takes_fast(bank, x, len(weights), most_per_token) else "reference"
     if backend != "fast":
         return combine_experts(bank, x, weights)
     lacks = why_not_fast(bank, len(weights))

@@ -27,11 +27,11 @@ Memory. Nothing has T x E rows. Between forward and backward X, Z and A are kept
 equal multiply-adds keeps T D + 2 N H. With ``recompute`` only Z, N H; the backward then gathers X again and writes A
 again in a pass that happens anyway. While it runs, the backward holds dA (which becomes dZ in place) and G besides.
 
-Synchronisation. With a fixed number of pairs per token every shape is known beforehand and nothing waits for the
-device: the layer can be captured in a CUDA graph. With (T, E) weights of any pattern, N must be known to allocate: one
-synchronisation, then the same kernels on lists of unequal lengths. With ``most`` an upper bound is allocated instead:
-the rows behind the last expert's end are memory that nobody touches, so that nothing waits, and the layer can be
-captured again.
+Synchronisation, where `grouped_mm` is one kernel (above). With a fixed number of pairs per token every shape is known
+beforehand and nothing waits for the device: the layer can be captured in a CUDA graph. With (T, E) weights of any
+pattern, N must be known to allocate: one synchronisation, then the same kernels on lists of unequal lengths. With
+``most`` an upper bound is allocated instead: the rows behind the last expert's end are memory that nobody touches, so
+that nothing waits, and the layer can be captured again.
 """
 
 from __future__ import annotations
@@ -205,8 +205,9 @@ def grouped_mlp(
         w1, b1: (E, D, H), (E, H) or None.
         w2, b2: (E, H, F), (E, F) or None.
         activation: "relu", "gelu" (exact) or "tanh".
-        most: with weights (T, E): no token has more non-zeros than this, at least 1. Then nothing waits for the device,
-            memory is allocated for T ``most`` pairs, and a token with more gives NaN. None: N is asked for.
+        most: with weights (T, E): no token has more non-zeros than this, at least 1. Then N is not asked for (in
+            bfloat16 on Hopper and Blackwell nothing waits for the device at all), memory is allocated for T ``most``
+            pairs, and a token with more gives NaN. None: N is asked for.
         recompute: keep less for the backward; see the module.
         own: products of our own where they can run (`kernels.product_runs`); False: the library's, for comparison.
 

@@ -62,7 +62,8 @@ def fit(
         result: gets a row per epoch in ``curves[curve]`` and is saved then; marked ``interrupted`` or ``failed``.
         curve: the name to use if one Result sees more than one `fit`; each has its own checkpoint.
         checkpoint: file; default: beside the Result. Without both nothing is saved. Written at the start, after each
-            epoch, every ``config.checkpoint_every`` steps, on Ctrl-C, and at the end.
+            epoch (less often if that takes seconds, see `trainer`), every ``config.checkpoint_every`` steps, on Ctrl-C,
+            and at the end.
         resume: go on from the checkpoint if there is one (a finished one: restore and return); otherwise start, and
             delete it.
 

@@ -5,8 +5,8 @@ the next step depends on; and it holds the Result's curves, so that a Result tha
 checkpoint does not matter.
 
 How often: after each epoch, as long as writing one takes less than `_LONG` seconds. Checkpoints of a large model
-(weights, two moments and the best weights: gigabytes) take a twentieth of the time at most, but for the last: a process
-that is killed loses up to 20 times what writing one takes.
+(weights, two moments and the best weights: gigabytes) are written after an epoch if since the last one 20 times as long
+has passed, and after the last epoch: a process that is killed loses up to that, and an epoch.
 """
 
 from __future__ import annotations

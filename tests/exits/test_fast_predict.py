@@ -411,7 +411,8 @@ def test_answers_are_not_written_over_by_the_next_call():
 def test_lanes_are_tried_for_many_samples_and_halve_the_rows_of_the_plan(monkeypatch):
     monkeypatch.setattr(fast_predict, "MANY", 20)
     net, example = network(), samples([0, 0, 1, 2, 3] * 5)
-    fast = FastPredictor(net, example, batch_sizes=(20, 21, 24))
+    assert {plan.lanes for plan in FastPredictor(net, example, batch_sizes=(24,)).tried[24]} == {1}
+    fast = FastPredictor(net, example, batch_sizes=(20, 21, 24), lanes="auto")
     tried = {n: {plan.lanes for plan in plans} for n, plans in fast.tried.items()}
     assert tried == {20: {1}, 21: {1}, 24: {1, 2}}
     two = FastPredictor(net, example, batch_sizes=(24,), compact_from=0.0, lanes=2)
@@ -419,6 +420,17 @@ def test_lanes_are_tried_for_many_samples_and_halve_the_rows_of_the_plan(monkeyp
     assert two.plans[24].rows == one.plans[12].rows
     x = samples([0, 1, 2, 3] * 6)
     assert two(x).rows_run == tuple(2 * rows for rows in one.plans[12].rows)
+
+
+@pytest.mark.usefixtures("graphs")
+def test_lanes_that_cannot_be_captured_cost_only_themselves(monkeypatch):
+    monkeypatch.setattr(fast_predict, "MANY", 20)
+    capture = FastPredictor._capture
+    monkeypatch.setattr(
+        FastPredictor, "_capture", lambda self, plan, x: None if plan.lanes == 2 else capture(self, plan, x)
+    )
+    fast = FastPredictor(network(), samples([0, 0, 1, 2, 3] * 5), batch_sizes=(24,), lanes="auto")
+    assert fast.plans[24].graph and fast.plans[24].lanes == 1 and 24 in fast._graphs
 
 
 @pytest.mark.usefixtures("graphs")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from moe_lab.experts import ConvExperts, MLPExperts, MoE, MultiGateMoE, combine_experts, kernels, run_everything
-from moe_lab.experts.dispatch import _fast_is_faster, run_experts, why_not_fast
+from moe_lab.experts.dispatch import _takes_fast, run_experts, why_not_fast
 from moe_lab.experts.fast import groupable, grouped_mlp
 from moe_lab.gates import CometGate, TopKGate
 from moe_lab.gates.losses import load_balancing_loss
@@ -305,17 +305,24 @@ def test_a_mixture_tells_the_experts_how_many_of_them_the_gate_takes(monkeypatch
 
 
 def test_auto_takes_the_fast_path_on_a_gpu_where_it_can_run(monkeypatch):
+    card = [9]
     monkeypatch.setattr("moe_lab.triton_support.usable", lambda x: x.is_cuda)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (card[0], 0))
 
-    def takes_it(bank=None, n_tasks=1, dims=2, dtype=torch.bfloat16, is_cuda=True):
-        x = SimpleNamespace(is_cuda=is_cuda, dim=lambda: dims, dtype=dtype)
-        return _fast_is_faster(make_bank(4) if bank is None else bank, x, n_tasks)
+    def takes_it(bank=None, n_tasks=1, dims=2, dtype=torch.bfloat16, is_cuda=True, most=None):
+        x = SimpleNamespace(is_cuda=is_cuda, dim=lambda: dims, dtype=dtype, device=torch.device("cpu"))
+        return _takes_fast(make_bank(4) if bank is None else bank, x, n_tasks, most)
 
     dropping = MLPExperts(4, (D, H, F), activate_last=False, dropout=0.5)
-    assert takes_it() and takes_it(dtype=torch.float32) and takes_it(dtype=torch.float16)
+    assert takes_it() and takes_it(dtype=torch.float16) and takes_it(dtype=torch.float32, most=2)
+    assert not takes_it(dtype=torch.float32) and not takes_it(dtype=torch.float32, most=4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert takes_it(dtype=torch.float32)
     assert not takes_it(is_cuda=False) and not takes_it(dims=4) and not takes_it(dtype=torch.float64)
     assert not takes_it(n_tasks=2) and not takes_it(MLPExperts(4, (D, H, F)))
     assert not takes_it(dropping) and takes_it(dropping.eval())
+    card[0] = 8
+    assert not takes_it()
 
 
 def test_on_a_cpu_auto_is_the_reference_and_choices_are_checked(monkeypatch):
@@ -436,6 +443,14 @@ def test_auto_does_not_wait_for_the_device_where_the_gate_says_how_many():
         moe(x)[0].sum().backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@needs_cuda
+def test_auto_can_be_compiled():
+    moe = MoE(TopKGate(128, 16, 2), make_bank(16, (128, 256, 128), dtype=torch.bfloat16)).cuda()
+    x = torch.randn(333, 128, device="cuda", dtype=torch.bfloat16)
+    found, expected = torch.compile(lambda x: moe(x)[0])(x), moe(x)[0]
+    assert (found - expected).float().norm() <= 2e-2 * expected.float().norm()
 
 
 @needs_cuda
