@@ -399,9 +399,8 @@ def test_profiles():
 
 def options(**changes):
     base = {"what": "bert", "profile": "standard", "seeds": [0, 1, 2], "teacher_seeds": [0], "gates": None}
-    return argparse.Namespace(
-        **{**base, "plan_only": False, "shared_only": False, "timing": "after", "workers": 1, "commit": None, **changes}
-    )
+    how = {"plan_only": False, "shared_only": False, "extend": False, "timing": "after", "workers": 1, "commit": None}
+    return argparse.Namespace(**{**base, **how, **changes})
 
 
 def test_what_is_recorded_is_every_gate_and_seed_and_the_teacher_once():
