@@ -26,6 +26,13 @@ def usable(x: Tensor) -> bool:
     return x.device.type == "cpu" and INTERPRETED
 
 
+def capability(device: torch.device) -> tuple[int, int]:
+    """Compute capability of an NVIDIA GPU, (9, 0) on Hopper; (0, 0) for every other device."""
+    if device.type != "cuda" or torch.version.hip is not None:
+        return 0, 0
+    return torch.cuda.get_device_capability(device)
+
+
 def jit(function):
     """`triton.jit`; without Triton the function itself, which nobody calls then."""
     return function if triton is None else triton.jit(function)

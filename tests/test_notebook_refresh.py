@@ -94,9 +94,8 @@ def test_a_figure_is_stored_with_fewer_colours_and_looks_the_same():
 def test_a_small_picture_on_a_white_page_is_looked_at_too():
     page = np.full((480, 640, 3), 255, dtype=np.uint8)
     y, x = np.mgrid[:96, :96] / 96
-    inset = np.stack([x, y, (np.sin(9 * x) * np.cos(7 * y) + 1) / 2], -1) + np.random.default_rng(0).normal(
-        0, 0.1, (96, 96, 3)
-    )
+    inset = np.stack([x, y, (np.sin(9 * x) * np.cos(7 * y) + 1) / 2], -1)
+    inset += np.random.default_rng(0).normal(0, 0.1, inset.shape)
     page[40:136, 40:136] = (255 * inset.clip(0, 1)).astype(np.uint8)
     png = as_png(Image.fromarray(page))
     assert fewer_colours(png) == png

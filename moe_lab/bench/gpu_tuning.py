@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
@@ -22,12 +23,12 @@ TILES = (  # to try for our own product; compiled for sm_90, none of them spills
 )
 
 
-def block_choices() -> Iterator[kernels.Blocks]:
-    """What to try for the kernels that wait for memory: rows of 512 bytes to 2 KB, 16 or 32 numbers per thread."""
-    for columns in (256, 512, 1024):
-        for warps in (4, 8):
-            for per_thread in (16, 32):
-                yield kernels.Blocks(32 * warps * per_thread // columns, columns, warps)
+def block_choices(name: str) -> Iterator[kernels.Blocks]:
+    """What to try for a kernel that waits for memory: rows of 512 bytes to 2 KB, 16 or 32 numbers per thread; and for
+    those that handle several blocks in turn, how many are in flight."""
+    in_flight = (1, 2, 3) if name.startswith("activate") else (1,)
+    for columns, warps, per_thread, depth in itertools.product((256, 512, 1024), (4, 8), (16, 32), in_flight):
+        yield kernels.Blocks(32 * warps * per_thread // columns, columns, warps, depth)
 
 
 def keep_fastest(
@@ -75,9 +76,10 @@ def tune(p: Problem, n_steps: int = 10) -> dict[str, dict]:
     for label, (step, *_) in stages(p).items():
         uses.setdefault(label.split(",")[0], []).append(step)
     best: dict[str, dict] = {}
-    for table, choices in ((kernels.BLOCKS, tuple(block_choices())), (kernels.PRODUCTS, TILES)):
+    for table in (kernels.BLOCKS, kernels.PRODUCTS):
         for name in table:
             if name in uses:
+                choices = TILES if table is kernels.PRODUCTS else tuple(block_choices(name))
                 step = functools.partial(_each_of, uses[name])
                 keep_fastest(name, step, choices, table, p.x.device, n_steps, best)
     return best

@@ -69,10 +69,8 @@ def kept_tokens(parts: Sequence[str], n_tokens: int) -> tuple[BytePairs, list[np
     learned, ids = _tokens("bpe", parts, n_tokens)
     smallest = np.uint16 if learned.n_tokens <= 2**16 else np.int64
     arrays = {f"ids{index}": of_part.astype(smallest) for index, of_part in enumerate(ids)}
-    with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(path) as file:
-            np.savez_compressed(file, tokenizer=np.array(learned.description), **arrays)
+    with suppress(OSError), atomic_file(path) as file:
+        np.savez_compressed(file, tokenizer=np.array(learned.description), **arrays)
     return learned, ids
 
 

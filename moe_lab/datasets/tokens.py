@@ -15,6 +15,7 @@ from moe_lab.names import check_name
 SPECIAL = ("<pad>", "<s>", "</s>", "<mask>", "<unk>")
 PAD, START, END, MASK, UNKNOWN = range(len(SPECIAL))
 KINDS = ("characters", "bpe")
+_BETWEEN_LINES = re.compile(r"(?<=\S\n)(?=\S)")
 
 
 class Characters:
@@ -111,8 +112,8 @@ def pieces(text: str, at_least: int = 100_000) -> list[str]:
     The line before ends with a letter or sign, the one behind begins with one: there, byte-level byte pairs cut anyway,
     so pieces have the ids of the whole. (A cut behind a blank line would join its line breaks to one token.)
     """
-    cuts, begin = [0], re.compile(r"(?<=\S\n)(?=\S)")
-    while (found := begin.search(text, cuts[-1] + at_least)) is not None:
+    cuts = [0]
+    while (found := _BETWEEN_LINES.search(text, cuts[-1] + at_least)) is not None:
         cuts.append(found.start())
     return [text[first:last] for first, last in pairwise([*cuts, len(text)])]
 

@@ -157,6 +157,12 @@ def planned(result: Result, config: TuningConfig) -> Result:
     return result
 
 
+def is_shorter(earlier: Result, study: Result) -> bool:
+    """The two studies differ in the number of trials only, and ``earlier`` has fewer."""
+    ours, theirs = study.config, earlier.config
+    return {**ours, "n_trials": None} == {**theirs, "n_trials": None} and theirs["n_trials"] < ours["n_trials"]
+
+
 def take_over(study: Result, earlier: Result) -> int:
     """Give a planned study the trials of a shorter one that was recorded, so that only the others are left to run.
 
@@ -169,9 +175,7 @@ def take_over(study: Result, earlier: Result) -> int:
         ValueError: the two differ in more than the number of trials, or ``earlier`` is not the shorter one; or points
             differ, because another version of Optuna drew them.
     """
-    settings = [{**result.config, "n_trials": None} for result in (study, earlier)]
-    lengths = [result.config["n_trials"] for result in (study, earlier)]
-    if settings[0] != settings[1] or lengths[0] <= lengths[1]:
+    if not is_shorter(earlier, study):
         raise ValueError(f"{earlier.path.name} is no shorter study of the same kind as {study.path.name}")
     drawn = {(row["gate"], row["trial"]): row["drawn"] for row in study.curves["plan"]}
     done = {(row["gate"], row["trial"]) for row in study.curves.get("trials", [])}

@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 
 from moe_lab.experiments.pooled_kernels import forward_kernel, image_kernel, weights_kernel
 from moe_lab.experts.kernels.common import power_of_2
-from moe_lab.triton_support import triton, usable
+from moe_lab.triton_support import capability, triton, usable
 
 MOST_CHANNELS = 32  # with more, accumulators do not fit into registers
 PROGRAMS = 2048  # of ``weights``, about: its cells are dealt to so many, whatever the device, and their sums added up
@@ -93,8 +93,7 @@ def kernels_run(x: Tensor, weight: Tensor, kernel: int) -> bool:
     if x.device.type == "cpu":
         fits = x.dtype != torch.bfloat16  # which the interpreter cannot multiply
     else:  # tiles of wider numbers, or on an older card, may not fit into shared memory
-        old = torch.version.hip is not None or torch.cuda.get_device_capability(x.device)[0] < 8
-        fits = x.dtype.itemsize == 2 and not old
+        fits = x.dtype.itemsize == 2 and capability(x.device)[0] >= 8
     sizes = Sizes.of(x, weight, kernel)
     most = max(sizes.c_in, sizes.c_out)
     few = most <= MOST_CHANNELS and sizes.images * sizes.height * sizes.width * most < 2**31

@@ -72,22 +72,18 @@ def _share(options: argparse.Namespace, configs: Sequence[Any]) -> None:
 
 def _extend(options: argparse.Namespace, recording: Recording, configs: Sequence[Any]) -> None:
     """Studies begin with the trials of shorter ones in ``--out``."""
-    from moe_lab.experiments.comet_tuning import take_over
+    from moe_lab.experiments.comet_tuning import is_shorter, take_over
 
     if recording.plan is None:
         raise SystemExit(f"--extend: {options.what} is no study of trials")
     for config in configs:
         study = recording.plan(config, options.scratch)
-        alike = [r for r in find_results(study.experiment, root=options.out) if _shorter(r.config, study.config)]
+        alike = [r for r in find_results(study.experiment, root=options.out) if is_shorter(r, study)]
         if not alike:
             raise SystemExit(f"--extend: {options.out} holds no shorter study like {study.path.name}")
         earlier = max(alike, key=lambda result: result.config["n_trials"])
         if not study.finished:
             print(f"{take_over(study, earlier)} trials taken over from {earlier.path.name}", flush=True)
-
-
-def _shorter(config: dict[str, Any], than: dict[str, Any]) -> bool:
-    return {**config, "n_trials": None} == {**than, "n_trials": None} and config["n_trials"] < than["n_trials"]
 
 
 def _finished(options: argparse.Namespace) -> list[Any]:

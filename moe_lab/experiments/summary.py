@@ -90,17 +90,19 @@ def evomoe_summary() -> list[str]:
     shown = [table[~table["paper claims"].str.match("dts|evomoe: less time")] for table in of_language]
     claims = [*shown, masked_claims(masked), translation_claims(translation)]  # notebook 10 has all rows
     (signature,) = {result.metrics["bleu_signature"] for result in translation}
-    at_scale = [
-        "Language models on a GPU (profile `paper`): byte pairs of Python code, 8 layers of 512, 16 experts in every "
-        "second layer, 1,500 steps of 16,384 tokens. `final_loss`: validation, nats per byte pair.",
-        markdown(language_table(larger)) if larger else "",
-    ]
+    at_scale = []
+    if larger:
+        at_scale = [
+            "Language models on a GPU (profile `paper`): byte pairs of Python code, 8 layers of 512, 16 experts in "
+            "every second layer, 1,500 steps of 16,384 tokens. `final_loss`: validation, nats per byte pair.",
+            markdown(language_table(larger)),
+        ]
     return [
         markdown(pd.concat(claims)),
         "Language models: characters of tiny Shakespeare, 4 layers of 64, 16 experts in every second layer, 1,500 "
         "steps of 1,024 tokens. `final_loss`: validation, nats per character.",
         markdown(language_table(language)),
-        *(at_scale if larger else ()),
+        *at_scale,
         "Masked language models: SST-2 from scratch, 4 layers of 128, 16 experts, pre-trained on its own sentences "
         f"(800 steps of 512), then fine-tuned. Always the same answer: {masked[0].metrics['constant_accuracy']:.3f}.",
         markdown(scores(masked, ("test_accuracy", "masked_accuracy", "experts_per_token"))),

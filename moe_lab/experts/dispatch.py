@@ -153,15 +153,13 @@ def _takes_fast(bank: ExpertBank, x: Tensor, n_tasks: int, most: int | None) -> 
     """
     if not x.is_cuda or x.dim() != 2 or x.dtype == torch.float64 or why_not_fast(bank, n_tasks) is not None:
         return False
-    if torch.version.hip is not None or torch.cuda.get_device_capability(x.device)[0] not in (9, 10):
-        return False
     autocast = torch.is_autocast_enabled(x.device.type)
     dtype = torch.get_autocast_dtype(x.device.type) if autocast else x.dtype
     if dtype.itemsize > 2 and (most is None or most >= bank.n_experts):
         return False
-    from moe_lab.triton_support import usable  # only here: it imports Triton, which takes a while
+    from moe_lab.triton_support import capability, usable  # only here: it imports Triton, which takes a while
 
-    return usable(x)
+    return capability(x.device)[0] in (9, 10) and usable(x)
 
 
 def run_experts(

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from moe_lab.gates.losses import _EPSILON, selection_entropy
 from moe_lab.gates.tree_kernels import backward_kernel, forward_kernel
 from moe_lab.gates.trees import combine_trees, walk_levels
-from moe_lab.triton_support import triton
+from moe_lab.triton_support import capability, triton
 from moe_lab.triton_support import usable as triton_runs
 
 MOST_EXPERTS = 1024
@@ -99,7 +99,7 @@ def _new_enough(device: torch.device) -> bool:
     """Of NVIDIA, Ampere or later: products in bfloat16, and limits on registers."""
     if device.type != "cuda":
         return True
-    return torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0)
+    return capability(device) >= (8, 0)
 
 
 def trees_oracle(logits: Tensor, bias: Tensor, k: int, gamma: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -165,7 +165,7 @@ class DenseToSparseGate(Gate):
         if self.training and (self.noise == "always" or (self.noise == "soft_only" and self.phase == "soft")):
             noisy = logits + gumbel_like(logits, generator)
         q = (noisy / self.schedule(self.step - self.shared_steps)).softmax(-1)
-        mask = self._mask(logits, noisy, q)
+        mask = self._mask(noisy, q)
         weights = (logits.softmax(-1) if self.weights_from == "softmax" else q) * mask
         if self.renormalise:
             weights = weights / weights.sum(-1, keepdim=True)
@@ -177,11 +177,10 @@ class DenseToSparseGate(Gate):
         """k experts, not all above the threshold."""
         return self.phase == "hard" or (not self.training and self.inference == "topk")
 
-    def _mask(self, logits: Tensor, noisy: Tensor, q: Tensor) -> Tensor:
+    def _mask(self, noisy: Tensor, q: Tensor) -> Tensor:
         if not self._takes_k:
             return (q > self.threshold) | one_hot_of_largest(q)
-        from_ = logits if not self.training and self.inference == "topk" else noisy
-        return torch.zeros_like(q, dtype=torch.bool).scatter(-1, from_.topk(self.k, dim=-1).indices, True)
+        return torch.zeros_like(q, dtype=torch.bool).scatter(-1, noisy.topk(self.k, dim=-1).indices, True)
 
     def _shared(self, logits: Tensor) -> Routing:
         first = torch.zeros_like(logits).index_fill(-1, torch.tensor([0], device=logits.device), 1.0)

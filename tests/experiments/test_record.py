@@ -87,3 +87,18 @@ def test_only_a_shorter_study_with_the_same_points_is_taken_over(tmp_path):
     assert "trials" not in long.curves
     assert [take_over(long, study(n)) for n in (1, 2, 2)] == [1, 1, 0]
     assert [row["trial"] for row in long.curves["trials"]] == [0, 1]
+
+
+def test_a_chain_of_studies_says_of_each_where_its_trials_were_run(tmp_path):
+    def study(n_trials, trials, **environment):
+        config = {"gates": ["hash"], "n_trials": n_trials}
+        result = Result("comet_tuning", config, tmp_path / f"{n_trials}.json", environment=environment)
+        rows = [{"gate": "hash", "trial": index, "drawn": {}} for index in range(n_trials)]
+        result.curves = {"plan": rows, "trials": rows[:trials]}
+        return result
+
+    one, two, three = study(2, 2, device="a"), study(5, 0, device="b"), study(9, 0, device="c")
+    take_over(two, one)
+    two.curves["trials"] = two.curves["plan"]  # the other three were run
+    assert take_over(three, two) == 5
+    assert [(row["trials"], row["device"]) for row in three.curves["taken_over"]] == [(2, "a"), (3, "b")]

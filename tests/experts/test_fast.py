@@ -307,7 +307,7 @@ def test_a_mixture_tells_the_experts_how_many_of_them_the_gate_takes(monkeypatch
 def test_auto_takes_the_fast_path_on_a_gpu_where_it_can_run(monkeypatch):
     card = [9]
     monkeypatch.setattr("moe_lab.triton_support.usable", lambda x: x.is_cuda)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (card[0], 0))
+    monkeypatch.setattr("moe_lab.triton_support.capability", lambda device: (card[0], 0))
 
     def takes_it(bank=None, n_tasks=1, dims=2, dtype=torch.bfloat16, is_cuda=True, most=None):
         x = SimpleNamespace(is_cuda=is_cuda, dim=lambda: dims, dtype=dtype, device=torch.device("cpu"))

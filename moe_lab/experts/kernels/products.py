@@ -22,7 +22,7 @@ from torch import Tensor
 from moe_lab.experts.kernels import tuning
 from moe_lab.experts.kernels.common import power_of_2
 from moe_lab.experts.kernels.tiles import expert_tiles, tile_rows
-from moe_lab.triton_support import INTERPRETED, jit, tl, triton, usable
+from moe_lab.triton_support import INTERPRETED, capability, jit, tl, triton, usable
 
 
 @jit
@@ -73,7 +73,7 @@ def product_runs(rows: Tensor, weight: Tensor, transposed: bool = False) -> bool
         return False
     if rows.device.type != "cuda":
         return rows.dtype != torch.bfloat16  # which the interpreter cannot multiply
-    return torch.version.hip is None and torch.cuda.get_device_capability(rows.device)[0] == 9
+    return capability(rows.device)[0] == 9
 
 
 def _described(matrix: Tensor, *block: int):
