@@ -5,14 +5,14 @@
     plain            `predict`: waits for the device and takes rows out at every exit
     fast, ...        `FastPredictor`
 
-"in time": rows leave before the next block, never one block late; "two lanes": halves of a batch side by side; "graph":
-a CUDA graph; "compiled": through `torch.compile`. Every call is timed by the clock on the wall from its start until the
-device has finished; a step is several calls with other images; cases take turns and medians are shown. ``speed_up``:
-over the fastest full network. ``reached``: that divided by the ratio of multiply-adds of these images. ``over_eager``:
-speed over "full, eager". ``again``: samples per call for which the plan had no room. Before anything is timed, each
-case's answers are compared with `predict_masked` (the full network's own with its eager form): ``other_exits`` and
-``other_labels`` are shares, ``difference`` the largest of a probability; a case that differs by more than rounding is
-not timed. A case that fails costs only itself, unless it leaves the device unusable (`DeviceLost`).
+"in time": rows leave before the next block, never one block late; "graph": a CUDA graph; "compiled": through
+`torch.compile`. Every call is timed by the clock on the wall from its start until the device has finished; a step is
+several calls with other images; cases take turns and medians are shown. ``speed_up``: over the fastest full network.
+``reached``: that divided by the ratio of multiply-adds of these images. ``over_eager``: speed over "full, eager".
+``again``: samples per call for which the plan had no room. Before anything is timed, each case's answers are compared
+with `predict_masked` (the full network's own with its eager form): ``other_exits`` and ``other_labels`` are shares,
+``difference`` the largest of a probability; a case that differs by more than rounding is not timed. A case that fails
+costs only itself, unless it leaves the device unusable (`DeviceLost`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from moe_lab.bench.device import captured
 from moe_lab.bench.gpu_exits_planted import PlantedNetwork
 from moe_lab.bench.timing import take_turns
 from moe_lab.exits import Prediction
-from moe_lab.exits.fast_predict import MANY, THRESHOLDS, FastPredictor
+from moe_lab.exits.fast_predict import THRESHOLDS, FastPredictor
 from moe_lab.exits.plan import plan_rows
 
 Answer = Callable[[Tensor], Tensor | Prediction]
@@ -98,8 +98,6 @@ def cases(
         found["fast, compiled"] = lambda: fast(compiled=True, graphs=False)
     if compiled and on_cuda:
         found["fast, compiled, graph"] = lambda: fast(compiled=True)
-        if len(x) > MANY:
-            found["fast, compiled, graph, two lanes"] = lambda: fast(compiled=True, lanes=2)
     if on_cuda:
         found["fast, graph, torch only"] = lambda: fast(fused=False)
     return found
@@ -218,7 +216,6 @@ def measure(
             plan = answer.plans[batch]
             rows[name] |= {"again": answer.answered_again / asked, "compact_from": plan.compact_from, "late": plan.late}
             rows[name] |= {
-                "lanes": plan.lanes,
                 "plan": dataclasses.asdict(plan),
                 "tried": [dataclasses.asdict(p) for p in answer.tried[batch]],
             }
@@ -239,19 +236,18 @@ def tune(planted: PlantedNetwork, batch: int, *, compiled: bool = True, **frame)
     prepared = {name: prepare for name, prepare in known.items() if name.startswith("full")}
     ways = {"fast, graph": {}} if on_cuda else {"fast, eager": {"graphs": False}}
     if on_cuda:
-        ways |= {"fast, graph, late": {"late": True}, "fast, graph, two lanes": {"lanes": 2}}
+        ways["fast, graph, late"] = {"late": True}
     if compiled and on_cuda:
         ways |= {
             "fast, compiled, graph": {"compiled": True},
             "fast, compiled, graph, late": {"compiled": True, "late": True},
-            "fast, compiled, graph, two lanes": {"compiled": True, "lanes": 2},
         }
     plans, shares = set(), FastPredictor(planted.network, example, graphs=False).shares
     for threshold in THRESHOLDS:
         prepared[f"plain, {threshold}"] = lambda threshold=threshold: (
             lambda x: planted.network.predict(x, compact_from=threshold)
         )
-        rows = plan_rows(shares, batch, threshold), plan_rows(shares, max(batch // 2, 1), threshold)
+        rows = plan_rows(shares, batch, threshold)
         if rows in plans:
             continue
         plans.add(rows)

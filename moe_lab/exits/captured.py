@@ -5,7 +5,7 @@ Legend: N samples, L exits, K classes. `fast_predict` chooses the steps, this fi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -180,70 +180,46 @@ class Run:
 
 
 class Graphs:
-    """Runs of the parts of a batch as CUDA graphs: one, or with ``stops`` one per block.
+    """A `Run` as CUDA graphs: one, or with ``stops`` one per block."""
 
-    Args:
-        runs: one for each lane: equal parts of the batch that the device may work on side by side.
-        x: a batch.
-        stops: look whether anybody is left, after each block; with one lane only.
-    """
-
-    def __init__(self, runs: list[Run], x: Tensor, stops: bool):
-        n_blocks = len(runs[0].rows)
-        self.runs, self.stops, self.x, self.filled = runs, stops, x.clone(), len(x)
-        self.lanes = self.x.chunk(len(runs))
-        self.fresh = [run.record(part) for run, part in zip(runs, self.lanes, strict=True)]  # a batch begins as copies
+    def __init__(self, run: Run, x: Tensor, stops: bool):
+        n_blocks = len(run.rows)
+        self.run, self.stops, self.x, self.filled = run, stops, x.clone(), len(x)
+        self.fresh = run.record(x)  # each batch begins as a copy of it
         self.inside = torch.zeros(n_blocks, dtype=torch.int64, pin_memory=x.is_cuda)
-        self.heard = torch.zeros(len(runs), 2, pin_memory=x.is_cuda)
+        self.heard = torch.zeros(2, pin_memory=x.is_cuda)
         self.events = [torch.cuda.Event() for _ in range(n_blocks)]
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):  # what is made on first use (handles, compiled kernels) is made now
             for _ in range(3):
-                for run, part in zip(runs, self.lanes, strict=True):
-                    run.everything(part, False)
-                    run.look()
+                run.everything(self.x, False)
+                run.look()
         torch.cuda.current_stream().wait_stream(stream)
-        others = [torch.cuda.Stream() for _ in runs[1:]]
         pool, self.graphs = torch.cuda.graph_pool_handle(), []
         for group in [[index] for index in range(n_blocks)] if stops else [range(n_blocks)]:
             graph = torch.cuda.CUDAGraph()
             with capturing(graph, pool):
-                for other in others:  # before anything is queued that they would wait for
-                    other.wait_stream(torch.cuda.current_stream())
-                self._blocks(0, group)
-                for lane, other in enumerate(others, 1):
-                    with torch.cuda.stream(other):
-                        self._blocks(lane, group)
-                    torch.cuda.current_stream().wait_stream(other)
+                if group[0] == 0:
+                    run.begin(self.x, self.fresh.copy())
+                for index in group:
+                    run.layer(index)
                 if stops:
-                    runs[0].look()
+                    run.look()
             self.graphs.append(graph)
 
-    def _blocks(self, lane: int, group: Sequence[int]) -> None:
-        if group[0] == 0:
-            self.runs[lane].begin(self.lanes[lane], self.fresh[lane].copy())
-        for index in group:
-            self.runs[lane].layer(index)
-
-    def counts(self, n: int) -> list[int]:
-        """How many of the first ``n`` samples each lane has."""
-        size = len(self.lanes[0])
-        return [min(max(n - size * lane, 0), len(part)) for lane, part in enumerate(self.lanes)]
-
     def __call__(self, x: Tensor) -> int:
-        """Answers are then in the runs' tensors, until the next call; the number of blocks that ran."""
+        """Answers are then in the run's tensors, until the next call; the number of blocks that ran."""
         (self.x if len(x) == len(self.x) else self.x[: len(x)]).copy_(x)
         if len(x) != self.filled:
-            for fresh, count in zip(self.fresh, self.counts(len(x)), strict=True):
-                fresh.begin(count)
+            self.fresh.begin(len(x))
             self.filled = len(x)
         if not self.stops:
             self.graphs[0].replay()
-            return len(self.runs[0].rows)
+            return len(self.run.rows)
         for index, graph in enumerate(self.graphs):
             graph.replay()
-            self.inside[index].copy_(self.runs[0].n_inside[index], non_blocking=True)
+            self.inside[index].copy_(self.run.n_inside[index], non_blocking=True)
             self.events[index].record()
             if index:  # the device is at this block already, while the host hears of the one before
                 self.events[index - 1].synchronize()
@@ -252,8 +228,7 @@ class Graphs:
         return index + 1
 
     def checks(self) -> list[float]:
-        """`Record.checks` of all lanes, after a wait for the device; through memory that it can write to by itself."""
-        for heard, run in zip(self.heard, self.runs, strict=True):
-            heard.copy_(run.state.record.checks, non_blocking=True)
+        """`Record.checks`, after a wait for the device; through memory that it can write to by itself."""
+        self.heard.copy_(self.run.state.record.checks, non_blocking=True)
         torch.cuda.current_stream().synchronize()
-        return [sum(lanes) for lanes in zip(*self.heard.tolist(), strict=True)]
+        return self.heard.tolist()

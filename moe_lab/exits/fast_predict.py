@@ -10,10 +10,11 @@ twenty operations of a few microseconds; and for few samples starting a block ta
 * an exit is one kernel behind its head (`kernels`), and two that move only rows that must fill a gap;
 * so a whole batch is one CUDA graph per batch size. Exits after which nothing is moved run beside the next block, and
   rows may be moved one block late, so that all exits do (`captured.Run`);
-* many samples can run as two halves side by side (``lanes``): kernels that move rows of one leave most of the device
-  idle, and a block of the other may run meanwhile;
 * a few samples may all leave early: then each block is a graph of its own, and the host, one block behind the device,
   stops when nobody is left.
+
+Tried and not kept: halves of a large batch side by side, so that a block of one runs while rows of the other are moved.
+It took as long as the whole batch (4,096 images, H200: 0.86 of the saved multiply-adds either way; one run).
 
 Which of these is fastest depends on the network and the batch size: with ``compact_from="auto"`` it is measured once.
 
@@ -37,7 +38,6 @@ from torch import Tensor
 
 from moe_lab.exits.captured import Graphs, Parts, Run, compiled_pieces
 from moe_lab.exits.checks import check_answers, check_device
-from moe_lab.exits.inside import answers
 from moe_lab.exits.network import MultiExitNetwork, Prediction
 from moe_lab.exits.plan import plan_rows, shares_inside
 from moe_lab.modes import evaluating
@@ -53,11 +53,10 @@ class Plan:
     """How batches of one size are answered.
 
     Attributes:
-        rows: L numbers: rows of each block, in each lane.
+        rows: L numbers: rows of each block.
         compact_from: from which ``rows`` was made.
         stops: look whether anybody is left, after each block.
         late: rows are taken out one block after they have left.
-        lanes: equal parts of a batch that run side by side.
         graph: CUDA graphs are replayed; else operations are started one by one.
         ms: median wall time when it was chosen; None: not measured.
     """
@@ -68,7 +67,6 @@ class Plan:
     graph: bool
     ms: float | None = None
     late: bool = False
-    lanes: int = 1
 
 
 def _can_capture(device: torch.device) -> bool:
@@ -91,9 +89,6 @@ class FastPredictor:
             `THRESHOLDS` on batches of ``example`` (with CUDA graphs; else 0.02).
         late: take rows out one block after they have left, so that no exit stands between two blocks; "auto": what is
             faster where ``compact_from`` is "auto" too and batches have at most `MANY` samples; else False.
-        lanes: 1, or 2 for halves of a batch side by side (with CUDA graphs, batches of an even number); "auto": what is
-            faster where ``compact_from`` is "auto" too and batches have more than `MANY` samples; else 1. Not the
-            default, because a block then runs twice at once: one that keeps scratch memory of its own would mix them.
         spread: standard deviations of room, see `plan`.
         compiled: stem, blocks and heads through `torch.compile`.
         graphs: False: no CUDA graphs, which also keep memory for each batch size; also on a CPU.
@@ -120,7 +115,6 @@ class FastPredictor:
         batch_sizes: Iterable[int] = (),
         compact_from: float | str = "auto",
         late: bool | str = "auto",
-        lanes: int | str = 1,
         spread: float = 3.0,
         compiled: bool = False,
         graphs: bool = True,
@@ -135,15 +129,13 @@ class FastPredictor:
             raise ValueError(f"compact_from is a share, in [0, 1], or 'auto'; got {compact_from!r}")
         if late not in (True, False, "auto"):
             raise ValueError(f"late is True, False or 'auto'; got {late!r}")
-        if lanes not in (1, 2, "auto"):
-            raise ValueError(f"lanes is 1, 2 or 'auto'; got {lanes!r}")
         check_device(example, network)
         found = [network.predict(part) for part in example.split(max(sizes, default=256))]
         self.network, self.spread = network, spread
         self._kind = example.shape[1:], example.dtype, example.device
         self.shares = shares_inside(torch.cat([part.exits for part in found]), len(network.blocks))
         self._on_cpu, self._wants_graphs = not _can_capture(example.device), graphs
-        self._auto, self._late, self._lanes = compact_from == "auto", late, lanes
+        self._auto, self._late = compact_from == "auto", late
         self._threshold = 0.02 if self._auto else float(compact_from)
         plan_rows(self.shares, 1, self._threshold, spread)  # is everything in its range?
         owned = [tensor for tensor in (*network.parameters(), *network.buffers()) if tensor.numel()]
@@ -173,8 +165,7 @@ class FastPredictor:
             if graph and graphs is None:
                 if n in self._graphs:  # another plan could be captured
                     continue
-                (plan,) = self._candidates(n, False, False)
-                self.plans[n] = dataclasses.replace(plan, stops=False)
+                self.plans[n] = dataclasses.replace(plan, stops=False, graph=False)
                 return
             if measures:
                 plan = dataclasses.replace(plan, ms=self._milliseconds(graphs, batches))
@@ -192,19 +183,11 @@ class FastPredictor:
         for threshold in THRESHOLDS if measures else (self._threshold,):
             for late in (False, True) if measures and FEW < n <= MANY else (False,):
                 late = late if self._late == "auto" else self._late
-                for lanes in self._lane_numbers(n, measures, graph):
-                    rows = self._rows(n // lanes, threshold, late)
-                    for stops in (False, True) if measures and n <= FEW else (n <= FEW or self._on_cpu,):
-                        same = rows, stops and lanes == 1, late and len(set(rows)) > 1, lanes
-                        found.setdefault(same, Plan(rows, threshold, same[1], graph, late=same[2], lanes=lanes))
+                rows = self._rows(n, threshold, late)
+                for stops in (False, True) if measures and n <= FEW else (n <= FEW or self._on_cpu,):
+                    same = rows, stops, late and len(set(rows)) > 1
+                    found.setdefault(same, Plan(rows, threshold, stops, graph, late=same[2]))
         return list(found.values())
-
-    def _lane_numbers(self, n: int, measures: bool, graph: bool) -> tuple[int, ...]:
-        if not graph or n % 2:
-            return (1,)
-        if self._lanes == "auto":
-            return (1, 2) if measures and n > MANY else (1,)
-        return (self._lanes,)
 
     def _rows(self, n: int, threshold: float, late: bool) -> tuple[int, ...]:
         shares = (1.0, *self.shares[:-1]) if late else self.shares
@@ -213,14 +196,12 @@ class FastPredictor:
     def _capture(self, plan: Plan, x: Tensor) -> Graphs | None:
         with torch.inference_mode(False), evaluating(self.network):
             x, trial = x.clone(), Run(self._parts, plan.rows, late=plan.late)
-            trial.everything(x[: plan.rows[0]], False)  # a block's own errors are raised here
-            # A head must have read before the next block writes; and lanes fill the device by themselves.
-            alone = plan.stops or trial.writes or plan.lanes > 1
+            trial.everything(x, False)  # a block's own errors are raised here
+            alone = plan.stops or trial.writes  # a head must have read before the next block writes
             try:
                 if self._side is None:
                     self._side = torch.cuda.Stream()
-                side = None if alone else self._side
-                return Graphs([Run(self._parts, plan.rows, side, plan.late) for _ in range(plan.lanes)], x, plan.stops)
+                return Graphs(Run(self._parts, plan.rows, None if alone else self._side, plan.late), x, plan.stops)
             except Exception as problem:  # whatever a block does that a graph cannot: operations one by one still can
                 if x.is_cuda:
                     torch.cuda.synchronize()  # raises where the device is lost: then nothing can run
@@ -236,7 +217,7 @@ class FastPredictor:
         for x in batches * 5:
             torch.cuda.synchronize()
             start = time.perf_counter()
-            self._read(graphs.runs, x, graphs(x), graphs)
+            self._read(graphs.run, x, graphs(x), graphs)
             torch.cuda.synchronize()
             times.append(1e3 * (time.perf_counter() - start))
         return statistics.median(times[len(batches) :])
@@ -265,7 +246,7 @@ class FastPredictor:
             for tensor, address in self._addresses[:1]:  # whoever moves one, moves all; the others are looked at later
                 if tensor.data_ptr() != address:
                     raise ValueError(_MOVED)
-            return self._read(graphs.runs, x, graphs(x), graphs)
+            return self._read(graphs.run, x, graphs(x), graphs)
 
     def _refuse(self, x: Tensor) -> None:
         check_device(x, self.network)
@@ -282,17 +263,16 @@ class FastPredictor:
         run = Run(self._parts, plan.rows, late=plan.late)
         with evaluating(self.network):
             ran = run.everything(x, plan.stops)
-        return self._read([run], x, ran)
+        return self._read(run, x, ran)
 
-    def _read(self, runs: list[Run], x: Tensor, ran: int, graphs: Graphs | None = None) -> Prediction:
-        """Copies of the runs' answers, complete and checked. The one wait for the device."""
-        n, rows = len(x), runs[0].rows
-        records = [run.state.record for run in runs]
-        probabilities, exits, cost = answers(records, graphs.counts(n) if graphs else [n])
-        rows_run = tuple(len(runs) * count for count in rows[:ran]) + (0,) * (len(rows) - ran)
+    def _read(self, run: Run, x: Tensor, ran: int, graphs: Graphs | None = None) -> Prediction:
+        """Copies of a run's answers, complete and checked. The one wait for the device."""
+        n = len(x)
+        probabilities, exits, cost = run.state.record.answers(n)
+        rows_run = run.rows[:ran] + (0,) * (len(run.rows) - ran)
         if graphs and any(tensor.data_ptr() != address for tensor, address in self._addresses):  # the device is busy
             raise ValueError(_MOVED)
-        total, answered = graphs.checks() if graphs else records[0].checks.tolist()
+        total, answered = graphs.checks() if graphs else run.state.record.checks.tolist()
         if answered < n:
             places = (exits < 0).nonzero().squeeze(1)
             again = self.network.predict(x.index_select(0, places))
@@ -302,7 +282,7 @@ class FastPredictor:
             rows_run = tuple(a + b for a, b in zip(rows_run, again.rows_run, strict=True))
             self.answered_again += len(places)
         if total != total:
-            check_answers(probabilities, exits, sum(record.checks[0] for record in records))
+            check_answers(probabilities, exits, run.state.record.checks[0])
         return Prediction(probabilities, exits, cost, rows_run)
 
 

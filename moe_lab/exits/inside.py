@@ -18,8 +18,6 @@ of their own, and memory that a tensor of the main stream gives back there is us
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -98,15 +96,6 @@ class Record:
         probabilities = self._part(memory, "probabilities", count * n_classes).view(count, n_classes)
         cost = None if self.cost is None else self._part(memory, "cost", count)
         return probabilities, self._part(memory, "exits", count), cost
-
-
-def answers(records: Sequence[Record], counts: Sequence[int]) -> tuple[Tensor, Tensor, Tensor | None]:
-    """`Record.answers` of parts of a batch, one behind the other; ``counts``: samples of each."""
-    parts = [record.answers(count) for record, count in zip(records, counts, strict=True)]
-    if len(parts) == 1:
-        return parts[0]
-    probabilities, exits, costs = zip(*parts, strict=True)
-    return torch.cat(probabilities), torch.cat(exits), None if costs[0] is None else torch.cat(costs)
 
 
 class Inside:

@@ -195,7 +195,6 @@ def test_pieces_that_are_compiled_as_one_are_captured_too(monkeypatch, in_place)
         (lambda net, x: FastPredictor(net, x, compact_from="automatic"), "'auto'"),
         (lambda net, x: FastPredictor(net, x, spread=-1), "-1"),
         (lambda net, x: FastPredictor(net, x, late="always"), "always"),
-        (lambda net, x: FastPredictor(net, x, lanes=3), "3"),
         (lambda net, x: FastPredictor(net, x)(x[:, :1]), "another FastPredictor"),
         (lambda net, x: FastPredictor(net, x)(x.double()), "float64"),
         (lambda net, x: FastPredictor(net, x)(x.to("meta")), "on meta and the network on cpu"),
@@ -375,17 +374,11 @@ def graphs(monkeypatch, request):
 @pytest.mark.usefixtures("graphs")
 @pytest.mark.parametrize("size", [1, 16, 24])
 @pytest.mark.parametrize(
-    ("compact_from", "late", "lanes"),
-    [
-        *((0.0, False, 1), (0.0, True, 1), (0.3, False, 1), (0.3, True, 1), (1.0, False, 1), ("auto", "auto", "auto")),
-        *((0.0, False, 2), (0.3, True, 2), (1.0, False, 2)),
-    ],
+    ("compact_from", "late"), [(0.0, False), (0.0, True), (0.3, False), (0.3, True), (1.0, False), ("auto", "auto")]
 )
-def test_replayed_graphs_answer_as_predict_does_also_padded_and_cut_and_overfull(size, compact_from, late, lanes):
+def test_replayed_graphs_answer_as_predict_does_also_padded_and_cut_and_overfull(size, compact_from, late):
     net = network()
-    example, options = samples([0, 0, 1, 2, 3] * 5), {"compact_from": compact_from, "late": late, "lanes": lanes}
-    fast = FastPredictor(net, example, batch_sizes=(size,), **options)
-    assert fast.plans[size].lanes == (2 if lanes == 2 and size > 1 else 1)
+    fast = FastPredictor(net, samples([0, 0, 1, 2, 3] * 5), batch_sizes=(size,), compact_from=compact_from, late=late)
     assert fast.plans[size].graph and bool(fast.tried[size]) == (compact_from == "auto")
     generator = torch.Generator().manual_seed(1)
     for n in (size, size, -(-size // 2), size, 0, 3 * size + 1, max(size // 5, 1)):
@@ -405,46 +398,6 @@ def test_answers_are_not_written_over_by_the_next_call():
     kept = first.probabilities.clone(), first.exits.clone()
     fast(samples([3] * 20, seed=5))
     assert torch.equal(first.probabilities, kept[0]) and torch.equal(first.exits, kept[1])
-
-
-@pytest.mark.usefixtures("graphs")
-def test_lanes_are_tried_for_many_samples_and_halve_the_rows_of_the_plan(monkeypatch):
-    monkeypatch.setattr(fast_predict, "MANY", 20)
-    net, example = network(), samples([0, 0, 1, 2, 3] * 5)
-    assert {plan.lanes for plan in FastPredictor(net, example, batch_sizes=(24,)).tried[24]} == {1}
-    fast = FastPredictor(net, example, batch_sizes=(20, 21, 24), lanes="auto")
-    tried = {n: {plan.lanes for plan in plans} for n, plans in fast.tried.items()}
-    assert tried == {20: {1}, 21: {1}, 24: {1, 2}}
-    two = FastPredictor(net, example, batch_sizes=(24,), compact_from=0.0, lanes=2)
-    one = FastPredictor(net, example, batch_sizes=(12,), compact_from=0.0)
-    assert two.plans[24].rows == one.plans[12].rows
-    x = samples([0, 1, 2, 3] * 6)
-    assert two(x).rows_run == tuple(2 * rows for rows in one.plans[12].rows)
-
-
-@pytest.mark.usefixtures("graphs")
-def test_lanes_that_cannot_be_captured_cost_only_themselves(monkeypatch):
-    monkeypatch.setattr(fast_predict, "MANY", 20)
-    capture = FastPredictor._capture
-    monkeypatch.setattr(
-        FastPredictor, "_capture", lambda self, plan, x: None if plan.lanes == 2 else capture(self, plan, x)
-    )
-    fast = FastPredictor(network(), samples([0, 0, 1, 2, 3] * 5), batch_sizes=(24,), lanes="auto")
-    assert fast.plans[24].graph and fast.plans[24].lanes == 1 and 24 in fast._graphs
-
-
-@pytest.mark.usefixtures("graphs")
-def test_what_is_wrong_in_one_lane_is_noticed():
-    net = network()
-    fast = FastPredictor(net, samples([0] * 30 + [3] * 30), batch_sizes=(20,), compact_from=0.0, lanes=2)
-    for place in (0, 15):
-        bad = samples([3] * 20)
-        bad[place] = torch.nan
-        with pytest.raises(ValueError, match="NaN"):
-            fast(bad)
-    exits = [0] * 10 + [3] * 10
-    fast = FastPredictor(net, samples(exits * 3), batch_sizes=(20,), compact_from=0.0, lanes=2, spread=0.0)
-    assert fast(samples(exits)).exits.tolist() == exits and 0 < fast.answered_again < 10  # in the second lane
 
 
 @pytest.mark.usefixtures("graphs")
@@ -507,11 +460,9 @@ def test_weights_that_change_in_place_count_at_once_and_weights_that_move_are_no
 def test_a_block_that_writes_over_what_it_gets_does_not_run_beside_the_head_before():
     net, x = network(in_place=True), samples([0, 1, 2, 3] * 5)
     fast = FastPredictor(net, x, batch_sizes=(20,), compact_from=1.0)
-    assert fast._graphs[20].runs[0].side is None
+    assert fast._graphs[20].run.side is None
     same(fast(x), net.predict(x))
-    assert FastPredictor(network(), x, batch_sizes=(20,), compact_from=1.0)._graphs[20].runs[0].side is not None
-    two = FastPredictor(net, x, batch_sizes=(20,), compact_from=0.0, lanes=2)
-    same(two(x), net.predict(x))
+    assert FastPredictor(network(), x, batch_sizes=(20,), compact_from=1.0)._graphs[20].run.side is not None
 
 
 class Waits(nn.Module):
@@ -532,16 +483,12 @@ def test_where_a_block_cannot_be_captured_operations_run_one_by_one_after_a_warn
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize("fused", [False, True])
-@pytest.mark.parametrize(
-    ("compact_from", "late", "lanes"),
-    [("auto", "auto", "auto"), (0.0, False, 1), (0.0, True, 1), (1.0, False, 1), (0.0, False, 2), (0.0, True, 2)],
-)
-def test_real_graphs_answer_as_predict_does(fused, compact_from, late, lanes):
+@pytest.mark.parametrize(("compact_from", "late"), [("auto", "auto"), (0.0, False), (0.0, True), (1.0, False)])
+def test_real_graphs_answer_as_predict_does(fused, compact_from, late):
     net = network().cuda()
     example = samples([0, 0, 1, 2, 3] * 40).cuda()
     sizes = (1, 16, 64)
-    options = {"fused": fused, "compact_from": compact_from, "late": late, "lanes": lanes}
-    fast = FastPredictor(net, example, batch_sizes=sizes, **options)
+    fast = FastPredictor(net, example, batch_sizes=sizes, fused=fused, compact_from=compact_from, late=late)
     assert all(plan.graph for plan in fast.plans.values())
     for n in (1, 2, 16, 40, 64, 150):
         for shift in range(4):
