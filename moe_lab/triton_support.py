@@ -13,6 +13,10 @@ try:
     import triton.language as tl
 except ImportError:  # a CPU build of PyTorch comes without it
     triton = tl = None
+try:
+    from triton.tools.ragged_tma import create_ragged_descriptor, to_ragged_indices
+except ImportError:  # before Triton 3.4
+    create_ragged_descriptor = to_ragged_indices = None
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -36,3 +40,28 @@ def capability(device: torch.device) -> tuple[int, int]:
 def jit(function):
     """`triton.jit`; without Triton the function itself, which nobody calls then."""
     return function if triton is None else triton.jit(function)
+
+
+if triton is None or INTERPRETED or torch.version.hip is not None:
+
+    @jit
+    def exp2(x):
+        """2^x."""
+        return tl.exp2(x)
+
+    @jit
+    def reciprocal(x):
+        """1 / x."""
+        return 1 / x
+else:
+    # One instruction each. Triton's own keep denormal numbers, for three to five instructions more.
+
+    @jit
+    def exp2(x):
+        """2^x in float32, to 2 units in the last place; denormal numbers become 0."""
+        return tl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, is_pure=True, pack=1)
+
+    @jit
+    def reciprocal(x):
+        """1 / x in float32, to 1 unit in the last place; denormal numbers become 0."""
+        return tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, is_pure=True, pack=1)

@@ -25,7 +25,7 @@ def stages(p: Problem) -> dict[str, tuple[Step, float, float]]:
         z = functional.grouped_mm(rows, w1, offs=ends)
         a = kernels.activate(z, b1, g, ends, p.activation)
         grad, dz = torch.randn_like(z), torch.randn_like(z)  # two: activate_backward writes over its own
-    size, product = z.element_size(), 2.0 * t * k * d * h
+    size, flops = z.element_size(), 2.0 * t * k * d * h
     move, pass_h = (1 + k) * t * d * size, t * k * h * size
     w1_t, w2_t = w1.transpose(1, 2), w2.transpose(1, 2)
 
@@ -35,26 +35,33 @@ def stages(p: Problem) -> dict[str, tuple[Step, float, float]]:
     parts: dict[str, tuple[Step, float, float]] = {
         "expert_order": (lambda: [kernels.expert_order(flat, value, p.shape.experts)[0]], 0, 20.0 * t * k),
         "scatter_rows, twice a step": (lambda: [kernels.scatter_rows(p.x.detach(), place, k)], 0, move),
-        "Z = X W1": (mm(rows, w1), product, 0),
+        "Z = X W1": (mm(rows, w1), flops, 0),
         "activate": (lambda: [kernels.activate(z, b1, g, ends, p.activation)], 0, 2 * pass_h),
-        "A W2": (mm(a, w2), product, 0),
+        "A W2": (mm(a, w2), flops, 0),
         "sum_rows, twice a step": (lambda: [kernels.sum_rows(rows, place, k, t)], 0, move),
-        "dA = G W2^T": (mm(rows, w2_t), product, 0),
+        "dA = G W2^T": (mm(rows, w2_t), flops, 0),
         "activate_backward": (
             lambda: [kernels.activate_backward(z, b1, g, ends, p.activation, grad, False)[0]], 0, 3 * pass_h
         ),
-        "dW2 = A^T G": (mm(a.T, rows), product, 0),
-        "dX = dZ W1^T": (mm(dz, w1_t), product, 0),
-        "dW1 = X^T dZ": (mm(rows.T, dz), product, 0),
+        "dW2 = A^T G": (mm(a.T, rows), flops, 0),
+        "dX = dZ W1^T": (mm(dz, w1_t), flops, 0),
+        "dW1 = X^T dZ": (mm(rows.T, dz), flops, 0),
     }  # fmt: skip
 
-    def own(left: Tensor, right: Tensor, transposed: bool) -> Step:
+    def product(left: Tensor, right: Tensor, transposed: bool) -> Step:
         return lambda: [kernels.product(left, right, ends, transposed)]
 
-    ours = {"Z": (rows, w1, False), "A W2": (a, w2, False), "dA": (rows, w2, True), "dX": (dz, w1, True)}
-    for name, (left, right, transposed) in ours.items():  # what takes the place of grouped_mm where it can run
-        if kernels.product_runs(left, right, transposed):
-            parts[f"{OWN}{name}"] = own(left, right, transposed), product, 0
+    def outer(left: Tensor, right: Tensor) -> Step:
+        return lambda: [kernels.outer(left, right, ends)]
+
+    # What takes the place of grouped_mm where it can run.
+    products = {"Z": (rows, w1, False), "A W2": (a, w2, False), "dA": (rows, w2, True), "dX": (dz, w1, True)}
+    for name, operands in products.items():
+        if kernels.product_runs(*operands):
+            parts[f"product{OWN}{name}"] = product(*operands), flops, 0
+    for name, operands in {"dW2": (a, rows), "dW1": (rows, dz)}.items():
+        if kernels.outer_runs(*operands):
+            parts[f"outer{OWN}{name}"] = outer(*operands), flops, 0
     return parts
 
 

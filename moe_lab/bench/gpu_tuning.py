@@ -16,9 +16,11 @@ from moe_lab.bench.gpu_stages import stages
 from moe_lab.experts import kernels
 
 Blocks = TypeVar("Blocks")
-TILES = (  # to try for our own product; compiled for sm_90, none of them spills registers
+TILES = (  # to try for our own products; compiled for sm_90, none of them spills registers
     kernels.Product(128, 256, 8, depth=64, stages=3),
     kernels.Product(128, 256, 8, depth=64, stages=4),
+    kernels.Product(128, 256, 8, depth=64, stages=4, pieces=4),
+    kernels.Product(256, 128, 8, depth=64, stages=4),
     kernels.Product(128, 128, 8, depth=64, stages=3, registers=128, programs=2),
 )
 

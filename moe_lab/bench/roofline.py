@@ -31,8 +31,8 @@ from moe_lab.bench.timing import Timing, take_turns
 TWICE = ", twice a step"
 """How the benchmark marks a stage that a step has twice; its row shows one of them."""
 
-OWN = "product, for "
-"""How it marks a product of our own, which takes the place of a grouped_mm in the layer."""
+OWN = ", for "
+"""How it marks a product of our own, which takes the place of a grouped_mm in the layer: ``product, for Z``."""
 
 
 def processor_seconds(timing: Timing) -> float:
@@ -123,7 +123,7 @@ def grouped_stage(own: str) -> str:
     Raises:
         ValueError: it takes the place of none.
     """
-    name = own.removeprefix(OWN)
+    name = own.partition(OWN)[2]
     for stage in layer_work(Shape(1, 1, 1, 1, 1), 1):
         if stage == name or stage.startswith(f"{name} = "):
             return stage
@@ -173,7 +173,7 @@ def against_ceiling(rows: Sequence[Mapping[str, Any]], size: int, ceiling: Ceili
         reached (bound / measured), intensity, limit ("operations" or "bytes"), product (bool), own (bool: it is a
         product of our own).
     """
-    table, own = [], {grouped_stage(row["stage"]): row["ms"] for row in rows if row["stage"].startswith(OWN)}
+    table, own = [], {grouped_stage(row["stage"]): row["ms"] for row in rows if OWN in row["stage"]}
     for row in rows:
         shape = Shape(*(row[field.name] for field in dataclasses.fields(Shape)))
         work = layer_work(shape, size).get(row["stage"])

@@ -42,7 +42,7 @@ def product_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     columns, table = ("grouped_mm, ms", "ours, ms"), {}
     for sizes, found in _by_sizes(rows).items():
         ms = {row["stage"]: row["ms"] for row in found}
-        pairs = {grouped_stage(name): ms[name] for name in ms if name.startswith(OWN)}
+        pairs = {grouped_stage(name): ms[name] for name in ms if OWN in name}
         of_sizes = [(name, ms[name], own) for name, own in pairs.items()]
         if of_sizes:
             of_sizes.append(("sum", *(sum(column) for column in zip(*(row[1:] for row in of_sizes), strict=True))))

@@ -17,18 +17,18 @@ expert output, so (N, F) outputs are neither kept nor read again, and both combi
 dg from the same inner product; Guo et al. 2025.) The output bias does not need rows at all: sum_e g_e b2_e is the
 product of the (T, E) weights with b2.
 
-Products. On Hopper (compute capability 9) the four with one row per pair in the result (Z, A W2, dA, dX) are our own
-(`kernels.products`), the two that add rows up (dW1, dW2) are `torch.nn.functional.grouped_mm`: on CUDA one kernel,
-without synchronisation, for bfloat16 on Hopper and Blackwell; for other devices and dtypes it loops over experts inside
-PyTorch, and asks for the counts. Which operands it takes at all says `groupable`; for others (float64, rows that are
-not whole multiples of 16 bytes) a loop here gives the same result.
+Products. On Hopper (compute capability 9) all six are our own (`kernels.products`). Elsewhere, and for what those do
+not take, they are `torch.nn.functional.grouped_mm`: on Hopper and Blackwell, in bfloat16, one kernel without
+synchronisation; for other devices and dtypes it loops over experts inside PyTorch, and asks for the counts. Which
+operands it takes at all says `groupable`; for others (float64, rows that are not whole multiples of 16 bytes) a loop
+here gives the same result.
 
 Memory. Nothing has T x E rows. Between forward and backward X, Z and A are kept, N (D + 2 H) numbers; a dense layer of
 equal multiply-adds keeps T D + 2 N H. With ``recompute`` only Z, N H; the backward then gathers X again and writes A
 again in a pass that happens anyway. While it runs, the backward holds dA (which becomes dZ in place) and G besides.
 
-Synchronisation, where `grouped_mm` is one kernel (above). With a fixed number of pairs per token every shape is known
-beforehand and nothing waits for the device: the layer can be captured in a CUDA graph. With (T, E) weights of any
+Synchronisation, where products are our own or one kernel (above). With a fixed number of pairs per token every shape is
+known beforehand and nothing waits for the device: the layer can be captured in a CUDA graph. With (T, E) weights of any
 pattern, N must be known to allocate: one synchronisation, then the same kernels on lists of unequal lengths. With
 ``most`` an upper bound is allocated instead: the rows behind the last expert's end are memory that nobody touches, so
 that nothing waits, and the layer can be captured again.
@@ -47,6 +47,8 @@ from moe_lab.experts.kernels import (
     activate,
     activate_backward,
     expert_order,
+    outer,
+    outer_runs,
     pattern_order,
     product,
     product_runs,
@@ -78,8 +80,10 @@ def _each(rows: Tensor, weight: Tensor, ends: Tensor, own: bool, transposed: boo
     return out
 
 
-def _outer(left: Tensor, right: Tensor, ends: Tensor) -> Tensor:
+def _outer(left: Tensor, right: Tensor, ends: Tensor, own: bool) -> Tensor:
     """(N, A), (N, B) in expert order -> (E, A, B): left^T right over the rows of each expert; 0 without rows."""
+    if own and outer_runs(left, right):
+        return outer(left, right, ends)
     if len(left) and groupable(left.dtype, len(ends), left.shape[1], right.shape[1]):
         return functional.grouped_mm(left.T, right, offs=ends)
     return torch.stack([left[begin:end].T @ right[begin:end] for begin, end in _ranges(ends)])
@@ -138,13 +142,13 @@ class _GroupedMLP(torch.autograd.Function):
         grad_h, grad_g, grad_b1, again = activate_backward(h, b1, g, ends, ctx.activation, grad_a, ctx.recompute)
         a = again if ctx.recompute else a
         del again, grad_a
-        grad_w2 = _outer(a, grad_rows, ends) if needs_w2 else None
+        grad_w2 = _outer(a, grad_rows, ends, ctx.own) if needs_w2 else None
         del grad_rows
         grad_w1 = grad_x = None
         if needs_w1:
             if ctx.recompute:
                 rows = scatter_rows(rows, place, slots)
-            grad_w1 = _outer(rows, grad_h, ends)
+            grad_w1 = _outer(rows, grad_h, ends, ctx.own)
         if needs_x:
             grad_rows = _each(grad_h, w1, ends, ctx.own, transposed=True)
             grad_x = sum_rows(grad_rows, place, slots, ctx.n_tokens)

@@ -73,6 +73,7 @@ def test_a_product_of_our_own_takes_the_place_of_grouped_mm():
 def test_each_product_of_our_own_names_the_one_whose_place_it_takes():
     names = {"Z": "Z = X W1", "A W2": "A W2", "dA": "dA = G W2^T", "dX": "dX = dZ W1^T"}
     assert {short: roofline.grouped_stage(f"product, for {short}") for short in names} == names
+    assert roofline.grouped_stage("outer, for dW1") == "dW1 = X^T dZ"
     with pytest.raises(ValueError, match="takes the place of no product"):
         roofline.grouped_stage("product, for Q")
 

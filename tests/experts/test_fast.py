@@ -122,17 +122,26 @@ def test_any_pattern_of_weights_equals_the_oracle_and_a_zero_has_no_gradient(
     assert (grad[weights == 0] == 0).all()
 
 
-def test_four_of_six_products_are_our_own_where_they_can_run(monkeypatch):
-    """Imitated by a loop: which operands, whose transpose, in the forward and the backward."""
+def test_all_six_products_are_our_own_where_they_can_run(monkeypatch):
+    """Imitated by loops: which operands, whose transpose, in the forward and the backward."""
     asked = []
+
+    def ranges(ends):
+        return zip([0, *ends.tolist()], ends.tolist(), strict=False)
 
     def product(rows, weight, ends, transposed):
         asked.append((tuple(rows.shape), tuple(weight.shape), transposed))
-        parts = zip([0, *ends.tolist()], ends.tolist(), weight.mT if transposed else weight, strict=False)
-        return torch.cat([rows[begin:end] @ w for begin, end, w in parts])
+        matrices = weight.mT if transposed else weight
+        return torch.cat([rows[begin:end] @ w for (begin, end), w in zip(ranges(ends), matrices, strict=True)])
+
+    def outer(left, right, ends):
+        asked.append((tuple(left.shape), tuple(right.shape)))
+        return torch.stack([left[begin:end].T @ right[begin:end] for begin, end in ranges(ends)])
 
     monkeypatch.setattr("moe_lab.experts.fast.product", product)
+    monkeypatch.setattr("moe_lab.experts.fast.outer", outer)
     monkeypatch.setattr("moe_lab.experts.fast.product_runs", lambda rows, weight, transposed: True)
+    monkeypatch.setattr("moe_lab.experts.fast.outer_runs", lambda left, right: True)
     bank, (experts, values, _) = make_bank(5), fixed(21, 5, 2)
     x = torch.randn(21, D, dtype=torch.float64, requires_grad=True)
     leaves = [x, values, *bank.parameters()]
@@ -142,7 +151,8 @@ def test_four_of_six_products_are_our_own_where_they_can_run(monkeypatch):
     y = grouped_mlp(x, (experts, values), *layer(bank))
     same([y, *gradients(y, leaves)], expected, 1e-10)
     w1, w2 = (5, D, H), (5, H, F)
-    assert asked == [((42, D), w1, False), ((42, H), w2, False), ((42, F), w2, True), ((42, H), w1, True)]
+    assert asked[:3] == [((42, D), w1, False), ((42, H), w2, False), ((42, F), w2, True)]
+    assert asked[3:] == [((42, H), (42, F)), ((42, D), (42, H)), ((42, H), w1, True)]
 
 
 @pytest.mark.parametrize("recompute", [False, True])
@@ -151,6 +161,7 @@ def test_products_of_our_own_give_the_same_layer_and_where_they_cannot_run_the_s
     x = torch.randn(21, D).half().requires_grad_()
     if kernels.usable(x):
         assert kernels.product_runs(x.detach(), bank.weights[0].detach(), transposed=False)
+        assert kernels.outer_runs(x.detach(), x.detach())
     for routing in ((experts, values), spread(values.detach())):
         leaves = [x, *([values] if isinstance(routing, tuple) else []), *bank.parameters()]
         expected = grouped_mlp(x, routing, *layer(bank), recompute=recompute, own=False)

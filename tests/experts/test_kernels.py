@@ -28,7 +28,7 @@ def small_blocks(monkeypatch):
         for name in kernels.BLOCKS:
             monkeypatch.setitem(kernels.BLOCKS, name, Blocks(2, 16, 1))
         for name in kernels.PRODUCTS:
-            monkeypatch.setitem(kernels.PRODUCTS, name, Product(4, 16, 1, depth=16, stages=1))
+            monkeypatch.setitem(kernels.PRODUCTS, name, Product(8, 16, 1, depth=16, stages=1))
 
 
 def routed(tokens, n_experts, k, seed=0):
@@ -238,7 +238,7 @@ def test_triton_keeps_nan():
 @needs_triton
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("counts", [[0, 1, 9, 0, 3], [300, 0, 0, 129, 1], [0, 0, 0, 0, 7]], ids=str)
-def test_a_product_equals_the_loop_over_experts_and_leaves_rows_of_nobody_alone(counts, transposed):
+def test_a_product_equals_the_loop_over_experts_and_leaves_rows_of_nobody_alone(monkeypatch, counts, transposed):
     """Odd rests in rows and columns; the last rows belong to no expert."""
     half, inner = (torch.bfloat16, 64) if DEVICE == "cuda" else (torch.float16, 32)
     ends, n = torch.tensor(counts).cumsum(0).to(DEVICE, torch.int32), sum(counts)
@@ -247,9 +247,48 @@ def test_a_product_equals_the_loop_over_experts_and_leaves_rows_of_nobody_alone(
     w = torch.randn(5, 40, inner, device=DEVICE).to(half)
     w_given = w if transposed else w.transpose(1, 2).contiguous()
     assert kernels.product_runs(rows, w_given, transposed)
-    found = kernels.product(rows, w_given, ends, transposed)[:n]
+    empty = torch.Tensor.new_empty  # also of Triton's interpreter, with options
+    full = lambda self, *size, **how: empty(self, *size, **how) if how else self.new_full(size, 7.0)  # noqa: E731
+    monkeypatch.setattr(torch.Tensor, "new_empty", full)
+    found, behind = kernels.product(rows, w_given, ends, transposed).split([n, 5])
+    monkeypatch.undo()
     expected = torch.cat([part @ each.T for part, each in zip(rows[:n].float().split(counts), w.float(), strict=True)])
     assert found.dtype == half and (found.float() - expected).norm() < 5e-3 * expected.norm()
+    assert (behind == 7).all()
+
+
+@needs_triton
+@pytest.mark.parametrize("widths", [(40, 16), (136, 264)], ids=str)
+@pytest.mark.parametrize("counts", [[0, 1, 9, 0, 3], [70, 0, 0, 129, 1], [0, 0, 0, 0, 7]], ids=str)
+def test_an_outer_product_equals_the_loop_over_experts_and_reads_no_row_of_another(counts, widths):
+    """Odd rests in all three dimensions; the last rows belong to no expert, and an expert without rows gets zeros."""
+    half = torch.bfloat16 if DEVICE == "cuda" else torch.float16
+    ends, n = torch.tensor(counts).cumsum(0).to(DEVICE, torch.int32), sum(counts)
+    left, right = (torch.randn(n + 5, width, device=DEVICE).to(half) for width in widths)
+    left[n:], right[n:] = torch.nan, torch.nan
+    assert kernels.outer_runs(left, right)
+    found = kernels.outer(left, right, ends)
+    parts = zip(left[:n].float().split(counts), right[:n].float().split(counts), strict=True)
+    expected = torch.stack([a.T @ b for a, b in parts])
+    assert found.dtype == half and (found.float() - expected).norm() < 5e-3 * expected.norm()
+    left[: counts[0] + counts[1]] = torch.nan  # of other experts
+    later = kernels.outer(left, right, ends)[2:]
+    assert torch.equal(later, found[2:])
+
+
+@needs_triton
+def test_products_can_be_compiled():
+    half = torch.bfloat16 if DEVICE == "cuda" else torch.float16
+    rows, w = torch.randn(9, 64, device=DEVICE).to(half), torch.randn(2, 64, 40, device=DEVICE).to(half)
+    ends = torch.tensor([3, 9], dtype=torch.int32, device=DEVICE)
+
+    def both(rows, w, ends):
+        z = kernels.product(rows, w, ends)
+        return z, kernels.product(z, w, ends, transposed=True), kernels.outer(rows, z, ends)
+
+    compiled = torch.compile(both, fullgraph=True, backend="aot_eager")
+    for found, expected in zip(compiled(rows, w, ends), both(rows, w, ends), strict=True):
+        assert torch.equal(found, expected)
 
 
 @needs_triton
@@ -262,3 +301,5 @@ def test_a_product_that_cannot_run_says_so():
     assert not kernels.product_runs(rows[:, :56], w[:, :56])  # the last step would reach into the next expert
     flat = torch.randn(w.numel() + 1, device=DEVICE).to(half)
     assert not kernels.product_runs(rows, flat[1:].view_as(w))  # begins between two multiples of 16 bytes
+    assert kernels.outer_runs(rows, rows) and not kernels.outer_runs(rows[:0], rows[:0])
+    assert not kernels.outer_runs(rows, rows[:, :36]) and not kernels.outer_runs(rows, flat[1 : 1 + 192].view(3, 64))

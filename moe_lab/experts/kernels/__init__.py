@@ -12,6 +12,7 @@ token has is called ``slots``: the integer K (token t has pairs tK .. tK + K - 1
     activation   activate            a = g * act(h + b_e)
                  activate_backward   dh = g * act'(h + b_e) * da,  dg = <act(h + b_e), da>,  db_e = sum of dh over e
     products     product             rows W_e or rows W_e^T, per expert
+                 outer               left^T right over the rows of an expert
     tuning       block shapes
 
 No kernel uses atomics: the same input gives the same bits.
@@ -30,7 +31,7 @@ from moe_lab.experts.kernels.order import (
     pattern_order,
     pattern_order_oracle,
 )
-from moe_lab.experts.kernels.products import product, product_runs
+from moe_lab.experts.kernels.products import outer, outer_runs, product, product_runs
 from moe_lab.experts.kernels.rows import scatter_rows, scatter_rows_oracle, sum_rows, sum_rows_oracle
 from moe_lab.experts.kernels.tuning import BLOCKS, PRODUCTS, Blocks, Product
 from moe_lab.triton_support import INTERPRETED, triton, usable
@@ -50,6 +51,8 @@ __all__ = [
     "activate_oracle",
     "expert_order",
     "expert_order_oracle",
+    "outer",
+    "outer_runs",
     "pattern_order",
     "pattern_order_oracle",
     "product",

@@ -15,7 +15,7 @@ from torch.nn import functional
 from moe_lab.experts.kernels import tuning
 from moe_lab.experts.kernels.common import power_of_2, precise
 from moe_lab.experts.kernels.tiles import expert_tiles, experts_of_rows, sum_tiles, tile_rows
-from moe_lab.triton_support import jit, tl, triton, usable
+from moe_lab.triton_support import exp2, jit, reciprocal, tl, triton, usable
 
 
 @jit
@@ -27,8 +27,8 @@ def act_and_slope(z, ACT: tl.constexpr):
     elif ACT == "gelu":
         # Abramowitz and Stegun 7.1.26 for the normal tail: within 1e-7, one exponential for value and slope together,
         # and half of erf's instructions, with which this kernel would wait for arithmetic instead of memory.
-        bell = tl.exp(-0.5 * z * z)
-        t = 1 / (1 + 0.23164189 * tl.abs(z))
+        bell = exp2(-0.7213475204444817 * z * z)
+        t = reciprocal(1 + 0.23164189 * tl.abs(z))
         tail = t * (0.127414796 + t * (-0.142248368 + t * (0.710706871 + t * (-0.726576014 + t * 0.530702715)))) * bell
         phi = tl.where(z < 0, tail, 1 - tail)
         a = z * phi

@@ -1,17 +1,18 @@
-"""Grouped products of our own: rows W_e, or rows W_e^T.
+"""Grouped products of our own: rows W_e, or rows W_e^T, and sums over an expert's rows, left^T right.
 
 As many programs as run at once take tiles in turns, and the loops over tiles and over a tile's depth are flattened into
-one: the operands of the next tile are on their way while this one is stored. A short depth needs that: on an H200,
-timed alone, these products do 5 to 17 % more operations per second than `torch.nn.functional.grouped_mm` (D and H of
-1,024 to 4,096; notebook 15). The oracle is that function, and a loop over experts.
+one: the operands of the next tile are on their way while this one is stored. On an H200, timed alone, these products do
+4 to 24 % more operations per second than `torch.nn.functional.grouped_mm` (D and H of 1,024 to 4,096; notebook 15). The
+oracle is that function, and a loop over experts.
 
-Operands come by tensor descriptors (Hopper's copy engine); rows behind those of the tile's expert are computed and
-thrown away. A tile is stored in pieces: whole, its numbers in another layout would not fit into shared memory beside
-the operands that are on their way.
+Operands and results move by tensor descriptors (Hopper's copy engine). Where experts end the engine itself stops:
+descriptors of rows are ragged (`triton.tools.ragged_tma`), rows behind an expert's end are read as zeros and never
+written. A tile is stored in two pieces: whole, its numbers in another layout would not fit into shared memory beside
+the operands that are on their way, and each piece waits until the one before has left it.
 
-Tried and not kept: products that end in the activation, or in its backward, and so save a pass over memory. A longer
-end costs the product more than that: 0.81 and 0.83 of a dense layer instead of 0.86 (H200, 64 experts, k = 8; one run,
-not recorded).
+Tried and not kept: a table of tiles in memory instead of the search in each program (no faster); products that end in
+the activation, or in its backward, and so save a pass over memory (a longer end costs the product more than that: 0.81
+and 0.83 of a dense layer instead of 0.86 with an earlier product; H200, 64 experts, k = 8; one run, not recorded).
 """
 
 from __future__ import annotations
@@ -22,22 +23,39 @@ from torch import Tensor
 from moe_lab.experts.kernels import tuning
 from moe_lab.experts.kernels.common import power_of_2
 from moe_lab.experts.kernels.tiles import expert_tiles, tile_rows
-from moe_lab.triton_support import INTERPRETED, capability, jit, tl, triton, usable
+from moe_lab.triton_support import (
+    INTERPRETED,
+    capability,
+    create_ragged_descriptor,
+    jit,
+    tl,
+    to_ragged_indices,
+    triton,
+    usable,
+)
 
 
 @jit
-def _store(
-    out, tile, row, stop, first, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PIECES: tl.constexpr
-):
-    """The tile (ROWS, COLUMNS) to rows from row, below stop, and columns from first."""
+def _store(out, tile, row, stop, first, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PIECES: tl.constexpr):
+    """The tile (ROWS, COLUMNS) to rows from row, below stop, and columns from first; out is ragged."""
     if PIECES > 1:
         left, right = tile.reshape(ROWS, 2, COLUMNS // 2).permute(0, 2, 1).split()
-        _store(out, left, row, stop, first, WIDTH, ROWS, COLUMNS // 2, PIECES // 2)
-        _store(out, right, row, stop, first + COLUMNS // 2, WIDTH, ROWS, COLUMNS // 2, PIECES // 2)
+        _store(out, left, row, stop, first, ROWS, COLUMNS // 2, PIECES // 2)
+        _store(out, right, row, stop, first + COLUMNS // 2, ROWS, COLUMNS // 2, PIECES // 2)
     else:
-        r, c = row + tl.arange(0, ROWS), first + tl.arange(0, COLUMNS)
-        at = out + r[:, None].to(tl.int64) * WIDTH + c[None, :]
-        tl.store(at, tile.to(out.dtype.element_ty), mask=(r < stop)[:, None] & (c < WIDTH)[None, :])
+        x, y, z = to_ragged_indices(row, stop - row, 0)
+        out.store([x, y, z, first], tile.to(out.dtype).reshape(1, 1, ROWS, COLUMNS))
+
+
+@jit
+def _store_matrix(out, tile, e, row, first, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PIECES: tl.constexpr):
+    """The tile (ROWS, COLUMNS) into matrix e of out; what lies outside of it is not written."""
+    if PIECES > 1:
+        left, right = tile.reshape(ROWS, 2, COLUMNS // 2).permute(0, 2, 1).split()
+        _store_matrix(out, left, e, row, first, ROWS, COLUMNS // 2, PIECES // 2)
+        _store_matrix(out, right, e, row, first + COLUMNS // 2, ROWS, COLUMNS // 2, PIECES // 2)
+    else:
+        out.store([e, row, first], tile.to(out.dtype).reshape(1, ROWS, COLUMNS))
 
 
 @jit
@@ -56,30 +74,75 @@ def _product_kernel(
         for d in range(0, INNER, STEP):
             w = right.load([expert * WIDTH + first, d]).T if TRANSPOSED else right.load([expert * INNER + d, first])
             total = tl.dot(left.load([row, d]), w, total)
-        _store(out, total, row, stop, first, WIDTH, ROWS, COLUMNS, PIECES)
+        _store(out, total, row, stop, first, ROWS, COLUMNS, PIECES)
 
 
-def product_runs(rows: Tensor, weight: Tensor, transposed: bool = False) -> bool:
-    """`product` can run: on Hopper, 16-bit numbers, rows of whole multiples of 16 bytes, at least one row.
+@jit
+def _outer_kernel(
+    left, right, ends, out, n_experts, n_programs,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, A_BLOCKS: tl.constexpr, B_BLOCKS: tl.constexpr, STEP: tl.constexpr,
+    PIECES: tl.constexpr,
+):  # fmt: skip
+    """A tile: ROWS x COLUMNS of one expert's (A, B); programs that run at once share its rows."""
+    TILES: tl.constexpr = A_BLOCKS * B_BLOCKS
+    for job in tl.range(tl.program_id(0), n_experts * TILES, n_programs, flatten=True):
+        expert, a, b = job // TILES, job % TILES // B_BLOCKS * ROWS, job % B_BLOCKS * COLUMNS
+        begin = tl.load(ends + expert - 1, mask=expert > 0, other=0)
+        count = tl.load(ends + expert) - begin
+        n_steps = tl.maximum((count + STEP - 1) // STEP, 1)  # without rows: one step of zeros
+        tl.assume(n_steps > 0)  # or the loops are not flattened
+        total = tl.zeros((ROWS, COLUMNS), tl.float32)
+        for step in range(0, n_steps):
+            x, y, z = to_ragged_indices(begin, count, step * STEP)
+            of_left = left.load([x, y, z, a]).reshape(STEP, ROWS)
+            total = tl.dot(of_left.T, right.load([x, y, z, b]).reshape(STEP, COLUMNS), total)
+        _store_matrix(out, total, expert, a, b, ROWS, COLUMNS, PIECES)
 
-    On other cards the tiles may not fit into shared memory, and nobody has measured. The depth of a product with W_e
-    itself must be a multiple of the tile's, or a step would reach into the next expert's weights.
+
+def _runs(rows: Tensor, others: Tensor, *widths: int) -> bool:
+    """On Hopper, 16-bit numbers, rows of whole multiples of 16 bytes that begin at such, at least one row.
+
+    On other cards the tiles may not fit into shared memory, and nobody has measured.
     """
-    if not usable(rows) or not len(rows) or rows.dtype.itemsize != 2 or any(size % 8 for size in weight.shape[1:]):
+    if create_ragged_descriptor is None or not usable(rows) or not len(rows) or rows.dtype.itemsize != 2:
         return False
-    if not torch.compiler.is_compiling() and (rows.data_ptr() % 16 or weight.data_ptr() % 16):
+    if any(width % 8 for width in widths):
+        return False
+    if not torch.compiler.is_compiling() and (rows.data_ptr() % 16 or others.data_ptr() % 16):
         return False  # a view into something larger; torch.compile knows no addresses
-    if not transposed and rows.shape[1] % tuning.PRODUCTS["product"].depth:
-        return False
     if rows.device.type != "cuda":
         return rows.dtype != torch.bfloat16  # which the interpreter cannot multiply
     return capability(rows.device)[0] == 9
+
+
+def product_runs(rows: Tensor, weight: Tensor, transposed: bool = False) -> bool:
+    """`product` can run, see `_runs`.
+
+    The depth of a product with W_e itself must be a multiple of the tile's, or a step would reach into the next
+    expert's weights.
+    """
+    whole = transposed or rows.shape[1] % tuning.PRODUCTS["product"].depth == 0
+    return whole and _runs(rows, weight, *weight.shape[1:])
+
+
+def outer_runs(left: Tensor, right: Tensor) -> bool:
+    """`outer` can run, see `_runs`."""
+    return _runs(left, right, left.shape[1], right.shape[1])
 
 
 def _described(matrix: Tensor, *block: int):
     from triton.tools.tensor_descriptor import TensorDescriptor
 
     return TensorDescriptor.from_tensor(matrix, list(block))
+
+
+def _programs(device: torch.device, size: tuning.Product, n_jobs: int) -> int:
+    multiprocessors = 2 if INTERPRETED else torch.cuda.get_device_properties(device).multi_processor_count
+    return min(multiprocessors * size.programs, n_jobs)
+
+
+def _launch(size: tuning.Product) -> dict[str, int | None]:
+    return {"num_warps": size.warps, "num_stages": size.stages, "maxnreg": size.registers}
 
 
 def product(rows: Tensor, weight: Tensor, ends: Tensor, transposed: bool = False) -> Tensor:
@@ -93,17 +156,63 @@ def product(rows: Tensor, weight: Tensor, ends: Tensor, transposed: bool = False
     Returns:
         (N, B) in rows' dtype.
     """
+    return (_product_op if torch.compiler.is_compiling() else _product)(rows, weight, ends, transposed)
+
+
+def _product(rows: Tensor, weight: Tensor, ends: Tensor, transposed: bool) -> Tensor:
     size, (n, inner), n_experts = tuning.PRODUCTS["product"], rows.shape, len(weight)
     width = weight.shape[1 if transposed else 2]
     out = rows.new_empty(n, width)
     n_jobs = (n // size.rows + n_experts) * triton.cdiv(width, size.columns)  # at most
-    multiprocessors = 2 if INTERPRETED else torch.cuda.get_device_properties(rows.device).multi_processor_count
-    n_programs = min(multiprocessors * size.programs, n_jobs)
+    n_programs = _programs(rows.device, size, n_jobs)
     block = (size.columns, size.depth) if transposed else (size.depth, size.columns)
     _product_kernel[(n_programs,)](
-        _described(rows, size.rows, size.depth), _described(weight.flatten(0, 1), *block), ends, out, n, n_experts,
-        n_programs, TRANSPOSED=transposed, WIDTH=width, INNER=inner, ROWS=size.rows, COLUMNS=size.columns,
-        STEP=size.depth, PIECES=size.pieces, E_PAD=power_of_2(n_experts, 2), num_warps=size.warps,
-        num_stages=size.stages, maxnreg=size.registers,
+        _described(rows, size.rows, size.depth), _described(weight.flatten(0, 1), *block), ends,
+        create_ragged_descriptor(out, [size.rows, size.columns // size.pieces]), n, n_experts, n_programs,
+        TRANSPOSED=transposed, WIDTH=width, INNER=inner, ROWS=size.rows, COLUMNS=size.columns, STEP=size.depth,
+        PIECES=size.pieces, E_PAD=power_of_2(n_experts, 2), **_launch(size),
     )  # fmt: skip
     return out
+
+
+def outer(left: Tensor, right: Tensor, ends: Tensor) -> Tensor:
+    """left^T right over the rows of each expert, 0 for one without rows; sums in float32.
+
+    Args:
+        left, right: (N, A), (N, B) in expert order, contiguous; see `outer_runs`.
+        ends: (E,) int32, see `expert_order`. Rows behind the last are not read.
+
+    Returns:
+        (E, A, B) in left's dtype.
+    """
+    return (_outer_op if torch.compiler.is_compiling() else _outer)(left, right, ends)
+
+
+def _outer(left: Tensor, right: Tensor, ends: Tensor) -> Tensor:
+    size, n_experts, (a, b) = tuning.PRODUCTS["outer"], len(ends), (left.shape[1], right.shape[1])
+    out = left.new_empty(n_experts, a, b)
+    a_blocks, b_blocks = triton.cdiv(a, size.rows), triton.cdiv(b, size.columns)
+    n_programs = _programs(left.device, size, n_experts * a_blocks * b_blocks)
+    _outer_kernel[(n_programs,)](
+        create_ragged_descriptor(left, [size.depth, size.rows]),
+        create_ragged_descriptor(right, [size.depth, size.columns]), ends,
+        _described(out, 1, size.rows, size.columns // size.pieces), n_experts, n_programs,
+        ROWS=size.rows, COLUMNS=size.columns, A_BLOCKS=a_blocks, B_BLOCKS=b_blocks, STEP=size.depth,
+        PIECES=size.pieces, **_launch(size),
+    )  # fmt: skip
+    return out
+
+
+# torch.compile cannot look into descriptors that are not made by its own rules: for it, each is one operation.
+_product_op = torch.library.custom_op("moe_lab::grouped_product", _product, mutates_args=())
+_outer_op = torch.library.custom_op("moe_lab::grouped_outer", _outer, mutates_args=())
+
+
+@_product_op.register_fake
+def _(rows: Tensor, weight: Tensor, ends: Tensor, transposed: bool) -> Tensor:
+    return rows.new_empty(rows.shape[0], weight.shape[1 if transposed else 2])
+
+
+@_outer_op.register_fake
+def _(left: Tensor, right: Tensor, ends: Tensor) -> Tensor:
+    return left.new_empty(ends.shape[0], left.shape[1], right.shape[1])

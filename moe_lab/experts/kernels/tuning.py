@@ -32,7 +32,7 @@ class Product(Blocks):
 
     depth: int
     registers: int | None = None
-    pieces: int = 4
+    pieces: int = 2
     programs: int = 1
 
 
@@ -45,4 +45,7 @@ BLOCKS = {
     "activate_backward": Blocks(16, 256, 4, stages=3),
 }
 TILE = 128  # rows of one expert that a program of the activation kernels walks over, BLOCKS rows at a time
-PRODUCTS = {"product": Product(128, 256, 8, depth=64, stages=4)}
+PRODUCTS = {
+    "product": Product(128, 256, 8, depth=64, stages=4),
+    "outer": Product(128, 256, 8, depth=64, stages=4),
+}
