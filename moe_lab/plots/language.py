@@ -88,7 +88,11 @@ def draw_loss(ax: Axes, results: Iterable[Result], x: str = "step", *, target: f
 
 
 def loss_panels(
-    results: Sequence[Result], *, target: float | None = None, around: tuple[float, float] | None = None
+    results: Sequence[Result],
+    *,
+    target: float | None = None,
+    around: tuple[float, float] | None = None,
+    against: Sequence[str] = tuple(AXES),
 ) -> Figure:
     """`draw_loss` against steps, FLOPs and seconds side by side, one legend.
 
@@ -97,9 +101,11 @@ def loss_panels(
         target: a loss to mark, as "Switch's last".
         around: how far below and above the target the axis reaches, in nats: gates differ at the end of training. A
             curve may leave it below. Default: everything is shown.
+        against: panels, of `AXES`; runs that shared a machine have seconds that say little.
     """
-    figure, axes = plt.subplots(1, 3, figsize=(9.6, 3.3), sharey=True)
-    for ax, x in zip(axes, AXES, strict=True):
+    figure, axes = plt.subplots(1, len(against), figsize=(1.8 + 2.6 * len(against), 3.3), sharey=True, squeeze=False)
+    axes = axes[0]
+    for ax, x in zip(axes, against, strict=True):
         draw_loss(ax, results, x, target=target)
     axes[0].set(ylabel="validation loss (nats per token)")
     if target is not None and around is not None:
