@@ -16,6 +16,7 @@ from moe_lab.cuda_graphs import capturing
 from moe_lab.exits.checks import check_classes, read_logits
 from moe_lab.exits.inside import Inside, Record
 from moe_lab.exits.network import MultiExitNetwork
+from moe_lab.exits.token_heads import TokenHead
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Parts:
     stem: nn.Module
     blocks: list[nn.Module]
     heads: list[nn.Module]
+    token_heads: list[TokenHead | None]  # those of `heads` that can be computed with their exit
     n_classes: int
     fused: bool
     kept: frozenset[int]  # addresses of parameters and buffers: not to be written over
@@ -139,6 +141,9 @@ class Run:
         return index < len(self.rows) - 1 and self.rows[index + 1] < self.rows[index]
 
     def _exit(self, index: int, last: bool) -> None:
+        head = self.parts.token_heads[index]
+        if head is not None and self.state.leave_from(self.h, head, index, last):
+            return
         logits = read_logits(self.parts.heads[index], self.h, index)
         check_classes(logits, self.parts.n_classes, index)
         self.state.leave(logits, index, last)

@@ -7,7 +7,8 @@ twenty operations of a few microseconds; and for few samples starting a block ta
 
 * nobody waits: how many rows each block gets is planned from the shares of samples that stayed inside before (`plan`).
   For the few batches in which more stay than there is room, those samples are answered again by `predict`;
-* an exit is one kernel behind its head (`kernels`), and two that move only rows that must fill a gap;
+* an exit is one kernel behind its head, or with it (`kernels`, `token_heads`), and two that move only rows that must
+  fill a gap;
 * so a whole batch is one CUDA graph per batch size. Exits after which nothing is moved run beside the next block, and
   rows may be moved one block late, so that all exits do (`captured.Run`);
 * a few samples may all leave early: then each block is a graph of its own, and the host, one block behind the device,
@@ -40,6 +41,7 @@ from moe_lab.exits.captured import Graphs, Parts, Run, compiled_pieces
 from moe_lab.exits.checks import check_answers, check_device
 from moe_lab.exits.network import MultiExitNetwork, Prediction
 from moe_lab.exits.plan import plan_rows, shares_inside
+from moe_lab.exits.token_heads import token_head
 from moe_lab.modes import evaluating
 
 THRESHOLDS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)  # of compact_from, tried by "auto"
@@ -92,7 +94,8 @@ class FastPredictor:
         spread: standard deviations of room, see `plan`.
         compiled: stem, blocks and heads through `torch.compile`.
         graphs: False: no CUDA graphs, which also keep memory for each batch size; also on a CPU.
-        fused: False: no Triton kernels.
+        fused: False: no Triton kernels. With them a head linear(norm(class token)) is not called: hooks that are put on
+            it later see nothing.
 
     Attributes:
         plans: N -> `Plan` of each batch size.
@@ -145,7 +148,11 @@ class FastPredictor:
         if compiled:
             stem, blocks, heads = compiled_pieces(stem, blocks, heads)
         self._side: torch.cuda.Stream | None = None  # one for all: the device has few, and two of them may be one
-        self._parts = Parts(network, stem, blocks, heads, found[0].probabilities.shape[1], fused, kept)
+        n_classes = found[0].probabilities.shape[1]
+        token_heads = [token_head(head, n_classes) if fused else None for head in network.heads]
+        if compiled:  # the last head is one piece with the last block
+            token_heads[-1] = None
+        self._parts = Parts(network, stem, blocks, heads, token_heads, n_classes, fused, kept)
         self._graphs: dict[int, Graphs] = {}
         self.plans: dict[int, Plan] = {}
         self.tried: dict[int, list[Plan]] = {}

@@ -25,6 +25,7 @@ from moe_lab.exits import kernels
 from moe_lab.exits.features import N_FEATURES, uncertainty_features
 from moe_lab.exits.gate import ExitGates
 from moe_lab.exits.probability import leaves_here
+from moe_lab.exits.token_heads import TokenHead
 
 
 class Record:
@@ -143,6 +144,24 @@ class Inside:
         self.record.checks[0] += torch.where(leaves, probabilities.sum(-1), 0.0).sum()
         self.record.checks[1] += leaves.sum()
         self.samples.masked_fill_(leaves, -1)
+
+    def leave_from(self, h: Tensor, head: TokenHead, layer: int, last: bool) -> bool:
+        """`leave` for the logits of a `token_heads.token_head` on h (C, S, D), in one kernel.
+
+        Returns:
+            False where that cannot run; then nothing is done.
+        """
+        norm, linear = head
+        if not self.fused or h.dtype != linear.weight.dtype or not kernels.token_fits(h, linear.out_features):
+            return False
+        index = min(layer, self.gates.n_gates - 1)
+        answers = (self.record.probabilities, self.record.exits, self.record.cost, self.costs)
+        state = (self.samples, self.given_away, *answers, self.record.checks)
+        kernels.leave_from_token(
+            h, (norm.weight, norm.bias, norm.eps), (linear.weight, linear.bias), self.gates.weight[index],
+            self.gates.bias[index], *state, layer, self.model == "direct", last,
+        )  # fmt: skip
+        return True
 
     def prepare(self, keep: int) -> None:
         """Find already which rows the next `close_up` will move: nobody may `leave` between the two."""

@@ -3,7 +3,8 @@
 Legend: C rows of a batch, N samples, K classes, D numbers per row.
 
     leave       softmax, the four features (`features`), the gate (`gate`), the decision (`probability`), and the answer
-                of each row that leaves with what must be checked of it: one kernel instead of about thirty
+                of each row that leaves with what must be checked of it: one kernel instead of about thirty;
+                leave_from_token: with a head linear(norm(class token)) in front of it
     places      which rows have left among the first C', and which have not behind them
     move        the former are overwritten by the latter, in place; all others stay where they are, which moves
                 C' (C - C') / C rows instead of C'
@@ -18,9 +19,10 @@ from torch import Tensor
 
 from moe_lab.triton_support import INTERPRETED, jit, tl, triton, usable
 
-__all__ = ["INTERPRETED", "MOST_CLASSES", "leave", "move", "places", "usable"]
+__all__ = ["INTERPRETED", "MOST_CLASSES", "leave", "leave_from_token", "move", "places", "token_fits", "usable"]
 
 MOST_CLASSES = 4096  # a row of logits is held in registers
+MOST_OF_A_HEAD = 2**15  # numbers of a linear layer that one program holds in shared memory
 
 
 @jit
@@ -29,18 +31,14 @@ def _entropy(p):
 
 
 @jit
-def _leave_kernel(
-    logits, weight, bias, samples, given_away, probabilities, exits, cost, costs, checks, n_rows, n_classes, layer,
-    COSTS: tl.constexpr, DIRECT: tl.constexpr, LAST: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+def _answer(
+    z, row, sample, before, weight, bias, samples, given_away, probabilities, exits, cost, costs, checks,
+    n_rows, n_classes, layer, COSTS: tl.constexpr, DIRECT: tl.constexpr, LAST: tl.constexpr, COLUMNS: tl.constexpr
 ):  # fmt: skip
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    """The decision for logits z (ROWS, COLUMNS) of some rows, and the answers of those that leave."""
     c = tl.arange(0, COLUMNS)
     here, real = row < n_rows, (c < n_classes)[None, :]
-    sample = tl.load(samples + row, mask=here, other=-1)
     inside = sample >= 0
-    at = row[:, None].to(tl.int64) * n_classes + c[None, :]
-    z = tl.load(logits + at, mask=here[:, None] & real, other=0.0).to(tl.float32)
-    before = tl.load(given_away + row, mask=here, other=0.0)
     shifted = tl.where(real, z, float("-inf"))
     e = tl.exp(shifted - tl.max(shifted, 1)[:, None])
     total = tl.sum(e, 1)
@@ -74,6 +72,53 @@ def _leave_kernel(
     tl.atomic_add(checks + 1, tl.sum(leaves.to(tl.float32), 0))
 
 
+@jit
+def _leave_kernel(
+    logits, weight, bias, samples, given_away, probabilities, exits, cost, costs, checks, n_rows, n_classes, layer,
+    COSTS: tl.constexpr, DIRECT: tl.constexpr, LAST: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):  # fmt: skip
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    c = tl.arange(0, COLUMNS)
+    sample = tl.load(samples + row, mask=row < n_rows, other=-1)
+    before = tl.load(given_away + row, mask=row < n_rows, other=0.0)
+    at = row[:, None].to(tl.int64) * n_classes + c[None, :]
+    z = tl.load(logits + at, mask=(row < n_rows)[:, None] & (c < n_classes)[None, :], other=0.0).to(tl.float32)
+    _answer(
+        z, row, sample, before, weight, bias, samples, given_away, probabilities, exits, cost, costs, checks,
+        n_rows, n_classes, layer, COSTS, DIRECT, LAST, COLUMNS
+    )  # fmt: skip
+
+
+@jit
+def _leave_from_token_kernel(
+    h, norm_weight, norm_bias, head_weight, head_bias,
+    weight, bias, samples, given_away, probabilities, exits, cost, costs, checks,
+    n_rows, n_classes, layer, stride, width, epsilon,
+    COSTS: tl.constexpr, DIRECT: tl.constexpr, LAST: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    WIDTH: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    c, d = tl.arange(0, COLUMNS), tl.arange(0, WIDTH)
+    sample = tl.load(samples + row, mask=row < n_rows, other=-1)
+    before = tl.load(given_away + row, mask=row < n_rows, other=0.0)
+    known, here = d < width, (row < n_rows)[:, None] & (d < width)[None, :]
+    x = tl.load(h + row[:, None].to(tl.int64) * stride + d[None, :], mask=here, other=0.0).to(tl.float32)
+    centred = tl.where(here, x - (tl.sum(x, 1) / width)[:, None], 0.0)
+    scale = tl.rsqrt(tl.sum(centred * centred, 1) / width + epsilon)
+    w = tl.load(norm_weight + d, mask=known, other=0.0).to(tl.float32)
+    b = tl.load(norm_bias + d, mask=known, other=0.0).to(tl.float32)
+    token = centred * scale[:, None] * w[None, :] + b[None, :]
+    token = token.to(h.dtype.element_ty)  # rounded as the norm by itself would
+    there = (c < n_classes)[:, None] & known[None, :]
+    matrix = tl.load(head_weight + c[:, None] * width + d[None, :], mask=there, other=0.0)
+    z = tl.dot(token, matrix.T, input_precision="ieee")
+    z += tl.load(head_bias + c, mask=c < n_classes, other=0.0).to(tl.float32)[None, :]
+    _answer(
+        z.to(h.dtype.element_ty).to(tl.float32), row, sample, before, weight, bias, samples, given_away, probabilities,
+        exits, cost, costs, checks, n_rows, n_classes, layer, COSTS, DIRECT, LAST, COLUMNS
+    )  # fmt: skip
+
+
 def leave(
     logits: Tensor,
     weight: Tensor,
@@ -98,6 +143,51 @@ def leave(
     state = (samples, given_away, probabilities, exits, *prices, checks)
     warps = 1 if rows * columns <= 512 else 4
     _leave_kernel[(triton.cdiv(n_rows, rows),)](logits.contiguous(), weight, bias, *state, *sizes, num_warps=warps)
+
+
+def token_fits(h: Tensor, n_classes: int) -> bool:
+    """`leave_from_token` can run on h: (C, S, D), contiguous, a product that fits into one program."""
+    if h.dim() != 3 or not h.is_contiguous() or not usable(h):
+        return False
+    widths = triton.next_power_of_2(h.shape[2]) * max(triton.next_power_of_2(n_classes), 16)
+    interpretable = h.is_cuda or h.dtype != torch.bfloat16  # which the interpreter cannot multiply
+    return widths <= MOST_OF_A_HEAD and interpretable
+
+
+def leave_from_token(
+    h: Tensor,
+    norm: tuple[Tensor, Tensor, float],
+    head: tuple[Tensor, Tensor],
+    weight: Tensor,
+    bias: Tensor,
+    samples: Tensor,
+    given_away: Tensor,
+    probabilities: Tensor,
+    exits: Tensor,
+    cost: Tensor | None,
+    costs: Tensor | None,
+    checks: Tensor,
+    layer: int,
+    direct: bool,
+    last: bool,
+) -> None:
+    """`leave` for the logits linear(norm(h[:, 0])), which are not written down.
+
+    Args:
+        h: see `token_fits`; norm, head of its dtype.
+        norm: weight (D,), bias (D,), epsilon of the LayerNorm.
+        head: weight (K, D), bias (K,).
+    """
+    n_rows, n_tokens, width = h.shape
+    n_classes = len(head[1])
+    columns = max(triton.next_power_of_2(n_classes), 16)
+    prices = (exits, exits) if costs is None else (cost, costs)
+    state = (samples, given_away, probabilities, exits, *prices, checks)
+    sizes = (n_rows, n_classes, layer, n_tokens * width, width, norm[2])
+    constants = (costs is not None, direct, last, 16, columns, max(triton.next_power_of_2(width), 16))
+    _leave_from_token_kernel[(triton.cdiv(n_rows, 16),)](
+        h, *norm[:2], *head, weight, bias, *state, *sizes, *constants, num_warps=4
+    )
 
 
 @jit

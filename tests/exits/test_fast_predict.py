@@ -21,6 +21,7 @@ from moe_lab.exits import ExitGates, MultiExitNetwork, fast_predict, kernels
 from moe_lab.exits.captured import Graphs
 from moe_lab.exits.fast_predict import FastPredictor
 from moe_lab.exits.plan import plan_rows
+from moe_lab.models.vit import ClassToken
 
 N_EXITS, WIDTH = 4, 6
 
@@ -48,10 +49,11 @@ class Copy(nn.Module):
         return x.clone()
 
 
-def network(model="direct", in_place=False):
+def network(model="direct", in_place=False, norm=False):
     """Samples (S, D) leave at the exit that their second feature names: heads are sure from there on."""
     torch.manual_seed(0)
-    heads = [nn.Sequential(Token(), nn.Linear(WIDTH, 3)) for _ in range(N_EXITS)]
+    pool = [ClassToken(nn.LayerNorm(WIDTH))] if norm else [Token()]
+    heads = [nn.Sequential(*pool, nn.Linear(WIDTH, 3)) for _ in range(N_EXITS)]
     gates = ExitGates(N_EXITS - 1)
     with torch.no_grad():
         for head in heads:
@@ -102,15 +104,26 @@ def test_any_pattern_of_exits_is_answered_as_by_predict_whatever_was_expected(ex
     same(found, net.predict(x))
 
 
+@pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize("model", ["direct", "stick_breaking", "cumulative"])
-def test_soft_gates_too(model):
-    net = network(model)
+def test_soft_gates_too(model, norm):
+    net = network(model, norm=norm)
     torch.nn.init.normal_(net.gates.weight)
     net.gates.bias.data.fill_(-0.5)
     for head in net.heads:
         head[1].weight.data[:, :2].mul_(0.02)
     x = samples([0, 1, 2, 3] * 30)
     same(FastPredictor(net, x, compact_from=0.0, graphs=False)(x), net.predict_masked(x))
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_heads_that_read_the_normed_class_token_are_computed_with_their_exit(late, monkeypatch):
+    net, x = network(norm=True), samples([0, 1, 2, 3, 3, 0, 2] * 4)
+    fast = FastPredictor(net, x, compact_from=0.0, late=late, graphs=False)
+    called = []
+    monkeypatch.setattr("moe_lab.exits.captured.read_logits", lambda head, h, index: called.append(index) or head(h))
+    same(fast(x), net.predict(x))
+    assert called == ([] if kernels.INTERPRETED or x.is_cuda else [0, 1, 2, 3])
 
 
 def test_rows_are_those_of_the_plan_until_nobody_is_left():
@@ -482,10 +495,10 @@ def test_where_a_block_cannot_be_captured_operations_run_one_by_one_after_a_warn
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize(("fused", "norm"), [(False, False), (True, False), (True, True)])
 @pytest.mark.parametrize(("compact_from", "late"), [("auto", "auto"), (0.0, False), (0.0, True), (1.0, False)])
-def test_real_graphs_answer_as_predict_does(fused, compact_from, late):
-    net = network().cuda()
+def test_real_graphs_answer_as_predict_does(fused, norm, compact_from, late):
+    net = network(norm=norm).cuda()
     example = samples([0, 0, 1, 2, 3] * 40).cuda()
     sizes = (1, 16, 64)
     fast = FastPredictor(net, example, batch_sizes=sizes, fused=fused, compact_from=compact_from, late=late)

@@ -9,9 +9,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from moe_lab.exits import ExitGates, exits_taken, kernels, uncertainty_features
+from moe_lab.exits.heads import Token
 from moe_lab.exits.inside import Inside, Record
+from moe_lab.exits.token_heads import token_head
+from moe_lab.models.vit import ClassToken
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 needs_triton = pytest.mark.skipif(
@@ -184,6 +188,56 @@ def test_triton_decides_like_torch(n_classes, dtype, model):
     assert torch.equal(first.samples, second.samples) and first.record.checks[1] == second.record.checks[1]
     assert torch.equal(first.record.exits[:70], second.record.exits[:70])
     torch.testing.assert_close(first.record.probabilities[:70], second.record.probabilities[:70], atol=2e-6, rtol=2e-5)
+
+
+@needs_triton
+@pytest.mark.parametrize(("n_classes", "width"), [(2, 6), (10, 48), (33, 100)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16 if DEVICE == "cuda" else torch.float16])
+@pytest.mark.parametrize("last", [False, True])
+def test_triton_reads_the_class_token_like_the_head(n_classes, width, dtype, last):
+    """Rows and widths that fill no block; positions behind the class token are NaN: they must not be read."""
+    made = gates(1)
+    made.bias.data.fill_(math.log(n_classes) - 3)
+    norm, linear = nn.LayerNorm(width, eps=1e-3), nn.Linear(width, n_classes)
+    nn.init.normal_(norm.weight, 3.0)
+    nn.init.normal_(norm.bias)
+    head = nn.Sequential(ClassToken(norm), linear).to(DEVICE, dtype)
+    h = torch.full((37, 3, width), torch.nan, device=DEVICE, dtype=dtype)
+    h[:, 0] = 5 * torch.randn(37, width) + 2
+    first, second = (inside(37, 33, n_classes, made, fused=fused) for fused in (True, False))
+    with torch.no_grad():
+        assert first.leave_from(h, token_head(head, n_classes), 0, last)
+        second.leave(head(h), 0, last)
+    rough = 1e-5 if dtype == torch.float32 else 0.03
+    torch.testing.assert_close(first.given_away, second.given_away, atol=rough, rtol=rough)
+    unsure = (2 * second.given_away - 1).abs() < 4 * rough  # rounding decides about them
+    assert last or 0 < (second.samples[:33] < 0).sum() < 33
+    assert (first.samples == second.samples)[~unsure | last].all() and unsure.sum() < 8
+    alike = (first.samples == second.samples).nonzero().squeeze(1)
+    for found, expected in zip(first.record.answers(37)[:2], second.record.answers(37)[:2], strict=True):
+        torch.testing.assert_close(found[alike], expected[alike], atol=rough, rtol=rough)
+    assert not first.record.checks.isnan().any()
+
+
+def test_only_a_linear_layer_of_the_normed_class_token_is_one():
+    norm, linear = nn.LayerNorm(6), nn.Linear(6, 3)
+    assert token_head(nn.Sequential(ClassToken(norm), linear), 3) == (norm, linear)
+    assert token_head(nn.Sequential(Token("class"), nn.Sequential(norm, linear)), 3) == (norm, linear)
+    for other in (
+        nn.Sequential(Token("mean"), norm, linear),
+        nn.Sequential(Token("class"), norm, nn.ReLU(), linear),
+        nn.Sequential(Token("class"), linear),
+        nn.Sequential(Token("class"), nn.LayerNorm(6, bias=False), linear),
+        nn.Sequential(Token("class"), norm, nn.Linear(6, 3, bias=False)),
+        nn.Sequential(Token("class"), norm, nn.Linear(6, 4)),
+        nn.Sequential(Token("class"), norm, nn.Linear(6, 3).double()),
+        linear,
+    ):
+        assert token_head(other, 3) is None
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert token_head(nn.Sequential(ClassToken(norm), linear), 3) is None
+    norm.register_forward_hook(lambda *_: None)
+    assert token_head(nn.Sequential(ClassToken(norm), linear), 3) is None
 
 
 @needs_triton
