@@ -15,7 +15,7 @@ except ImportError:  # a CPU build of PyTorch comes without it
     triton = tl = None
 try:
     from triton.tools.ragged_tma import create_ragged_descriptor, to_ragged_indices
-except ImportError:  # before Triton 3.4
+except ImportError:  # no Triton, or an older one than PyTorch's own
     create_ragged_descriptor = to_ragged_indices = None
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"

@@ -15,7 +15,8 @@ twenty operations of a few microseconds; and for few samples starting a block ta
   stops when nobody is left.
 
 Tried and not kept: halves of a large batch side by side, so that a block of one runs while rows of the other are moved.
-It took as long as the whole batch (4,096 images, H200: 0.86 of the saved multiply-adds either way; one run).
+It took as long as the whole batch (4,096 images, H200: 0.865 of the saved multiply-adds, and 0.872; one run, not
+recorded).
 
 Which of these is fastest depends on the network and the batch size: with ``compact_from="auto"`` it is measured once.
 

@@ -213,7 +213,8 @@ def grouped_mlp(
             bfloat16 on Hopper and Blackwell nothing waits for the device at all), memory is allocated for T ``most``
             pairs, and a token with more gives NaN. None: N is asked for.
         recompute: keep less for the backward; see the module.
-        own: products of our own where they can run (`kernels.product_runs`); False: the library's, for comparison.
+        own: products of our own where they can run (`kernels.product_runs`, `outer_runs`); False: the library's, for
+            comparison.
 
     Returns:
         (T, F), in x's dtype (autocast's under autocast). Sums over pairs are in float32 at least. Not differentiable

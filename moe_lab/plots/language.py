@@ -94,7 +94,7 @@ def loss_panels(
     around: tuple[float, float] | None = None,
     against: Sequence[str] = tuple(AXES),
 ) -> Figure:
-    """`draw_loss` against steps, FLOPs and seconds side by side, one legend.
+    """`draw_loss` in panels side by side, one legend.
 
     Args:
         results: see `draw_loss`.

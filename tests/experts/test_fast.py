@@ -460,8 +460,15 @@ def test_auto_does_not_wait_for_the_device_where_the_gate_says_how_many():
 def test_auto_can_be_compiled():
     moe = MoE(TopKGate(128, 16, 2), make_bank(16, (128, 256, 128), dtype=torch.bfloat16)).cuda()
     x = torch.randn(333, 128, device="cuda", dtype=torch.bfloat16)
-    found, expected = torch.compile(lambda x: moe(x)[0])(x), moe(x)[0]
-    assert (found - expected).float().norm() <= 2e-2 * expected.float().norm()
+    x.requires_grad_()
+    leaves = [x, *moe.parameters()]
+
+    def both(function):
+        y = function(x)
+        return [y, *torch.autograd.grad(y.float().square().sum(), leaves)]
+
+    for found, expected in zip(both(torch.compile(lambda x: moe(x)[0])), both(lambda x: moe(x)[0]), strict=True):
+        assert (found - expected).float().norm() <= 2e-2 * expected.float().norm()
 
 
 @needs_cuda

@@ -228,6 +228,18 @@ def test_triton_s_gelu_is_the_exact_one_to_float32_precision(monkeypatch):
 
 
 @needs_triton
+def test_triton_s_gelu_far_from_zero():
+    """Where the exponential underflows and z^2 overflows."""
+    z = torch.tensor([0.0, -0.0, 1e-30, -1e-30, 13.0, -13.0, 40.0, -40.0, 1e20, -1e20], device=DEVICE)[:, None]
+    one, ends = torch.ones(10, device=DEVICE), torch.tensor([10], dtype=torch.int32, device=DEVICE)
+    arguments = z, None, one, ends, "gelu"
+    close([kernels.activate(*arguments)], [torch.nn.functional.gelu(z)], 1e-6)
+    dh, dg, _, _ = kernels.activate_backward(*arguments, torch.ones_like(z), False)
+    slope = torch.where(z.abs() < 1, 0.5, (z > 0).float())
+    close([dh, dg], [slope, torch.nn.functional.gelu(z)[:, 0]], 1e-6)
+
+
+@needs_triton
 def test_triton_keeps_nan():
     h = torch.tensor([[torch.nan], [1.0]], device=DEVICE)
     one, ends = torch.ones(2, device=DEVICE), torch.tensor([2], dtype=torch.int32, device=DEVICE)
@@ -287,8 +299,10 @@ def test_products_can_be_compiled():
         return z, kernels.product(z, w, ends, transposed=True), kernels.outer(rows, z, ends)
 
     compiled = torch.compile(both, fullgraph=True, backend="aot_eager")
-    for found, expected in zip(compiled(rows, w, ends), both(rows, w, ends), strict=True):
-        assert torch.equal(found, expected)
+    shifted = torch.cat([w.flatten()[:1], w.flatten()])[1:].view_as(w)  # begins between two multiples of 16 bytes
+    for weight in (w, shifted):
+        for found, expected in zip(compiled(rows, weight, ends), both(rows, w, ends), strict=True):
+            assert torch.equal(found, expected)
 
 
 @needs_triton

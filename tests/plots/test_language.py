@@ -89,6 +89,9 @@ def test_three_panels_share_one_scale_around_the_target():
     (legend,) = figure.legends
     assert legend.get_title().get_text() == "* looks ahead"
     assert draw.loss_panels([run("switch")]).legends[0].get_title().get_text() == ""
+    two = draw.loss_panels([run("switch")], target=1.5, against=("flops", "step"))
+    assert [ax.get_xlabel().split()[0] for ax in two.axes] == ["training", "step"]
+    assert two.axes[0].get_ylabel().startswith("validation loss")
 
 
 def test_final_losses_are_sorted_and_hollow_if_the_gate_looks_ahead(ax):

@@ -5,10 +5,11 @@ one: the operands of the next tile are on their way while this one is stored. On
 4 to 24 % more operations per second than `torch.nn.functional.grouped_mm` (D and H of 1,024 to 4,096; notebook 15). The
 oracle is that function, and a loop over experts.
 
-Operands and results move by tensor descriptors (Hopper's copy engine). Where experts end the engine itself stops:
-descriptors of rows are ragged (`triton.tools.ragged_tma`), rows behind an expert's end are read as zeros and never
-written. A tile is stored in two pieces: whole, its numbers in another layout would not fit into shared memory beside
-the operands that are on their way, and each piece waits until the one before has left it.
+Operands and results move by tensor descriptors (Hopper's copy engine). Where experts end the engine itself stops, by
+ragged descriptors (`triton.tools.ragged_tma`): `outer` reads rows behind an expert's end as zeros; in `product` they
+are computed like others, and never written. A tile is stored in two pieces: whole, its numbers in another layout would
+not fit into shared memory beside the operands that are on their way, and each piece waits until the one before has left
+it.
 
 Tried and not kept: a table of tiles in memory instead of the search in each program (no faster); products that end in
 the activation, or in its backward, and so save a pass over memory (a longer end costs the product more than that: 0.81
@@ -109,7 +110,7 @@ def _runs(rows: Tensor, others: Tensor, *widths: int) -> bool:
     if any(width % 8 for width in widths):
         return False
     if not torch.compiler.is_compiling() and (rows.data_ptr() % 16 or others.data_ptr() % 16):
-        return False  # a view into something larger; torch.compile knows no addresses
+        return False  # a view into something larger; torch.compile knows no addresses, see `_aligned`
     if rows.device.type != "cuda":
         return rows.dtype != torch.bfloat16  # which the interpreter cannot multiply
     return capability(rows.device)[0] == 9
@@ -151,7 +152,7 @@ def product(rows: Tensor, weight: Tensor, ends: Tensor, transposed: bool = False
     Args:
         rows: (N, A) in expert order, contiguous; see `product_runs`.
         weight: (E, A, B), or (E, B, A) if transposed; contiguous.
-        ends: (E,) int32, see `expert_order`. Rows behind the last are not touched, here and in the result.
+        ends: (E,) int32, see `expert_order`. Rows behind the last change nothing, and are not written in the result.
 
     Returns:
         (N, B) in rows' dtype.
@@ -203,9 +204,19 @@ def _outer(left: Tensor, right: Tensor, ends: Tensor) -> Tensor:
     return out
 
 
+def _aligned(matrix: Tensor) -> Tensor:
+    return matrix.clone() if matrix.data_ptr() % 16 else matrix
+
+
 # torch.compile cannot look into descriptors that are not made by its own rules: for it, each is one operation.
-_product_op = torch.library.custom_op("moe_lab::grouped_product", _product, mutates_args=())
-_outer_op = torch.library.custom_op("moe_lab::grouped_outer", _outer, mutates_args=())
+@torch.library.custom_op("moe_lab::grouped_product", mutates_args=())
+def _product_op(rows: Tensor, weight: Tensor, ends: Tensor, transposed: bool) -> Tensor:
+    return _product(_aligned(rows), _aligned(weight), ends, transposed)
+
+
+@torch.library.custom_op("moe_lab::grouped_outer", mutates_args=())
+def _outer_op(left: Tensor, right: Tensor, ends: Tensor) -> Tensor:
+    return _outer(_aligned(left), _aligned(right), ends)
 
 
 @_product_op.register_fake
