@@ -123,11 +123,7 @@ class Inside:
     def leave(self, logits: Tensor, layer: int, last: bool) -> None:
         """Decide at exit ``layer`` for logits (C, K); everybody leaves at the ``last``."""
         if self.fused and kernels.usable(logits):
-            index = min(layer, self.gates.n_gates - 1)  # the last exit has no gate: none is read
-            gate = (self.gates.weight[index], self.gates.bias[index])
-            answers = (self.record.probabilities, self.record.exits, self.record.cost, self.costs)
-            state = (self.samples, self.given_away, *answers, self.record.checks)
-            kernels.leave(logits, *gate, *state, layer, self.model == "direct", last)
+            kernels.leave(logits, self._exit(layer, last))
             return
         logits, leaves = logits.float(), self.samples >= 0
         if not last:
@@ -154,14 +150,14 @@ class Inside:
         norm, linear = head
         if not self.fused or h.dtype != linear.weight.dtype or not kernels.token_fits(h, linear.out_features):
             return False
-        index = min(layer, self.gates.n_gates - 1)
-        answers = (self.record.probabilities, self.record.exits, self.record.cost, self.costs)
-        state = (self.samples, self.given_away, *answers, self.record.checks)
-        kernels.leave_from_token(
-            h, (norm.weight, norm.bias, norm.eps), (linear.weight, linear.bias), self.gates.weight[index],
-            self.gates.bias[index], *state, layer, self.model == "direct", last,
-        )  # fmt: skip
+        kernels.leave_from_token(h, norm, linear, self._exit(layer, last))
         return True
+
+    def _exit(self, layer: int, last: bool) -> kernels.Exit:
+        index = min(layer, self.gates.n_gates - 1)  # the last exit has no gate: none is read
+        answers = (self.record.probabilities, self.record.exits, self.record.cost, self.costs, self.record.checks)
+        gate = (self.gates.weight[index], self.gates.bias[index])
+        return kernels.Exit(*gate, self.samples, self.given_away, *answers, layer, self.model == "direct", last)
 
     def prepare(self, keep: int) -> None:
         """Find already which rows the next `close_up` will move: nobody may `leave` between the two."""

@@ -14,12 +14,14 @@ What they compute, and in which order of rows, is defined in plain torch in `ins
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from moe_lab.triton_support import INTERPRETED, jit, tl, triton, usable
 
-__all__ = ["INTERPRETED", "MOST_CLASSES", "leave", "leave_from_token", "move", "places", "token_fits", "usable"]
+__all__ = ["INTERPRETED", "MOST_CLASSES", "Exit", "leave", "leave_from_token", "move", "places", "token_fits", "usable"]
 
 MOST_CLASSES = 4096  # a row of logits is held in registers
 MOST_OF_A_HEAD = 2**15  # numbers of a linear layer that one program holds in shared memory
@@ -119,30 +121,50 @@ def _leave_from_token_kernel(
     )  # fmt: skip
 
 
-def leave(
-    logits: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    samples: Tensor,
-    given_away: Tensor,
-    probabilities: Tensor,
-    exits: Tensor,
-    cost: Tensor | None,
-    costs: Tensor | None,
-    checks: Tensor,
-    layer: int,
-    direct: bool,
-    last: bool,
-) -> None:
-    """`inside.Inside.leave` of one exit; weight (4,), bias () of its gate."""
+class Exit(NamedTuple):
+    """What `leave` and `leave_from_token` need besides logits: the gate, and what they change.
+
+    Attributes:
+        weight, bias: (4,), () of the gate; not read at the last exit.
+        samples, given_away: of `inside.Inside`.
+        probabilities, exits, cost, checks: of `inside.Record`.
+        costs: (L,), or None; then ``cost`` is None, too.
+        layer: which exit.
+        direct: the network's exit model is "direct".
+        last: everybody leaves.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    samples: Tensor
+    given_away: Tensor
+    probabilities: Tensor
+    exits: Tensor
+    cost: Tensor | None
+    costs: Tensor | None
+    checks: Tensor
+    layer: int
+    direct: bool
+    last: bool
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """In the order of the kernels' arguments; without costs another tensor stands for them, and is not read."""
+        prices = (self.exits, self.exits) if self.costs is None else (self.cost, self.costs)
+        return (*self[:6], *prices, self.checks)
+
+    def constants(self) -> tuple[bool, bool, bool]:
+        """COSTS, DIRECT, LAST."""
+        return self.costs is not None, self.direct, self.last
+
+
+def leave(logits: Tensor, at: Exit) -> None:
+    """`inside.Inside.leave` of one exit, for logits (C, K)."""
     n_rows, n_classes = logits.shape
     columns = triton.next_power_of_2(n_classes)
     rows = max(1, min(16, 2048 // columns))
-    sizes = (n_rows, n_classes, layer, costs is not None, direct, last, rows, columns)
-    prices = (exits, exits) if costs is None else (cost, costs)  # not read without costs
-    state = (samples, given_away, probabilities, exits, *prices, checks)
+    sizes = (n_rows, n_classes, at.layer, *at.constants(), rows, columns)
     warps = 1 if rows * columns <= 512 else 4
-    _leave_kernel[(triton.cdiv(n_rows, rows),)](logits.contiguous(), weight, bias, *state, *sizes, num_warps=warps)
+    _leave_kernel[(triton.cdiv(n_rows, rows),)](logits.contiguous(), *at.tensors(), *sizes, num_warps=warps)
 
 
 def token_fits(h: Tensor, n_classes: int) -> bool:
@@ -154,39 +176,15 @@ def token_fits(h: Tensor, n_classes: int) -> bool:
     return widths <= MOST_OF_A_HEAD and interpretable
 
 
-def leave_from_token(
-    h: Tensor,
-    norm: tuple[Tensor, Tensor, float],
-    head: tuple[Tensor, Tensor],
-    weight: Tensor,
-    bias: Tensor,
-    samples: Tensor,
-    given_away: Tensor,
-    probabilities: Tensor,
-    exits: Tensor,
-    cost: Tensor | None,
-    costs: Tensor | None,
-    checks: Tensor,
-    layer: int,
-    direct: bool,
-    last: bool,
-) -> None:
-    """`leave` for the logits linear(norm(h[:, 0])), which are not written down.
-
-    Args:
-        h: see `token_fits`; norm, head of its dtype.
-        norm: weight (D,), bias (D,), epsilon of the LayerNorm.
-        head: weight (K, D), bias (K,).
-    """
+def leave_from_token(h: Tensor, norm: nn.LayerNorm, linear: nn.Linear, at: Exit) -> None:
+    """`leave` for the logits linear(norm(h[:, 0])), which are not written down; h: see `token_fits`, of their dtype."""
     n_rows, n_tokens, width = h.shape
-    n_classes = len(head[1])
-    columns = max(triton.next_power_of_2(n_classes), 16)
-    prices = (exits, exits) if costs is None else (cost, costs)
-    state = (samples, given_away, probabilities, exits, *prices, checks)
-    sizes = (n_rows, n_classes, layer, n_tokens * width, width, norm[2])
-    constants = (costs is not None, direct, last, 16, columns, max(triton.next_power_of_2(width), 16))
+    n_classes = linear.out_features
+    sizes = (n_rows, n_classes, at.layer, n_tokens * width, width, norm.eps)
+    blocks = (16, max(triton.next_power_of_2(n_classes), 16), max(triton.next_power_of_2(width), 16))
+    parameters = (norm.weight, norm.bias, linear.weight, linear.bias)
     _leave_from_token_kernel[(triton.cdiv(n_rows, 16),)](
-        h, *norm[:2], *head, weight, bias, *state, *sizes, *constants, num_warps=4
+        h, *parameters, *at.tensors(), *sizes, *at.constants(), *blocks, num_warps=4
     )
 
 

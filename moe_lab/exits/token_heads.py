@@ -1,6 +1,6 @@
 """Heads of one form, linear(norm(class token)), recognised, so that a kernel can compute them and their exit at once.
 
-Such a head is two or three small operations, behind which the exit waits (`head_kernel`).
+Such a head is two or three small operations, behind which the exit waits (`kernels.leave_from_token`).
 """
 
 from __future__ import annotations
@@ -47,10 +47,7 @@ def token_head(head: nn.Module, n_classes: int) -> TokenHead | None:
     parameters = [norm.weight, norm.bias, linear.weight, linear.bias]
     if hooked or any(parameter is None for parameter in parameters) or len(norm.normalized_shape) != 1:
         return None
-    device = linear.weight.device.type
     alike = len({parameter.dtype for parameter in parameters}) == 1 and linear.in_features == norm.normalized_shape[0]
-    return TokenHead(norm, linear) if alike and linear.out_features == n_classes and not _casts(device) else None
-
-
-def _casts(device: str) -> bool:
-    return torch.is_autocast_enabled(device)
+    if not alike or linear.out_features != n_classes or torch.is_autocast_enabled(linear.weight.device.type):
+        return None
+    return TokenHead(norm, linear)

@@ -49,17 +49,6 @@ def _store(out, tile, row, stop, first, ROWS: tl.constexpr, COLUMNS: tl.constexp
 
 
 @jit
-def _store_matrix(out, tile, e, row, first, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PIECES: tl.constexpr):
-    """The tile (ROWS, COLUMNS) into matrix e of out; what lies outside of it is not written."""
-    if PIECES > 1:
-        left, right = tile.reshape(ROWS, 2, COLUMNS // 2).permute(0, 2, 1).split()
-        _store_matrix(out, left, e, row, first, ROWS, COLUMNS // 2, PIECES // 2)
-        _store_matrix(out, right, e, row, first + COLUMNS // 2, ROWS, COLUMNS // 2, PIECES // 2)
-    else:
-        out.store([e, row, first], tile.to(out.dtype).reshape(1, ROWS, COLUMNS))
-
-
-@jit
 def _product_kernel(
     left, right, ends, out, n, n_experts, n_programs,
     TRANSPOSED: tl.constexpr, WIDTH: tl.constexpr, INNER: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -81,11 +70,12 @@ def _product_kernel(
 @jit
 def _outer_kernel(
     left, right, ends, out, n_experts, n_programs,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, A_BLOCKS: tl.constexpr, B_BLOCKS: tl.constexpr, STEP: tl.constexpr,
+    A: tl.constexpr, B: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr,
     PIECES: tl.constexpr,
 ):  # fmt: skip
     """A tile: ROWS x COLUMNS of one expert's (A, B); programs that run at once share its rows."""
-    TILES: tl.constexpr = A_BLOCKS * B_BLOCKS
+    B_BLOCKS: tl.constexpr = (B + COLUMNS - 1) // COLUMNS
+    TILES: tl.constexpr = (A + ROWS - 1) // ROWS * B_BLOCKS
     for job in tl.range(tl.program_id(0), n_experts * TILES, n_programs, flatten=True):
         expert, a, b = job // TILES, job % TILES // B_BLOCKS * ROWS, job % B_BLOCKS * COLUMNS
         begin = tl.load(ends + expert - 1, mask=expert > 0, other=0)
@@ -97,7 +87,7 @@ def _outer_kernel(
             x, y, z = to_ragged_indices(begin, count, step * STEP)
             of_left = left.load([x, y, z, a]).reshape(STEP, ROWS)
             total = tl.dot(of_left.T, right.load([x, y, z, b]).reshape(STEP, COLUMNS), total)
-        _store_matrix(out, total, expert, a, b, ROWS, COLUMNS, PIECES)
+        _store(out, total, expert * A + a, expert * A + A, b, ROWS, COLUMNS, PIECES)
 
 
 def _runs(rows: Tensor, others: Tensor, *widths: int) -> bool:
@@ -192,14 +182,13 @@ def outer(left: Tensor, right: Tensor, ends: Tensor) -> Tensor:
 def _outer(left: Tensor, right: Tensor, ends: Tensor) -> Tensor:
     size, n_experts, (a, b) = tuning.PRODUCTS["outer"], len(ends), (left.shape[1], right.shape[1])
     out = left.new_empty(n_experts, a, b)
-    a_blocks, b_blocks = triton.cdiv(a, size.rows), triton.cdiv(b, size.columns)
-    n_programs = _programs(left.device, size, n_experts * a_blocks * b_blocks)
+    n_jobs = n_experts * triton.cdiv(a, size.rows) * triton.cdiv(b, size.columns)
+    n_programs = _programs(left.device, size, n_jobs)
     _outer_kernel[(n_programs,)](
         create_ragged_descriptor(left, [size.depth, size.rows]),
         create_ragged_descriptor(right, [size.depth, size.columns]), ends,
-        _described(out, 1, size.rows, size.columns // size.pieces), n_experts, n_programs,
-        ROWS=size.rows, COLUMNS=size.columns, A_BLOCKS=a_blocks, B_BLOCKS=b_blocks, STEP=size.depth,
-        PIECES=size.pieces, **_launch(size),
+        create_ragged_descriptor(out.flatten(0, 1), [size.rows, size.columns // size.pieces]), n_experts, n_programs,
+        A=a, B=b, ROWS=size.rows, COLUMNS=size.columns, STEP=size.depth, PIECES=size.pieces, **_launch(size),
     )  # fmt: skip
     return out
 
