@@ -5,8 +5,8 @@
     plain            `predict`: waits for the device and takes rows out at every exit
     fast, ...        `FastPredictor`
 
-"in time": rows leave before the next block, never one block late; "graph": a CUDA graph; "compiled": through
-`torch.compile`. Every call is timed by the clock on the wall from its start until the device has finished; a step is
+"graph": a CUDA graph; "compiled": through `torch.compile`; "apart": each block by itself, also where no row is taken
+out between two. Every call is timed by the clock on the wall from its start until the device has finished; a step is
 several calls with other images; cases take turns and medians are shown. ``speed_up``: over the fastest full network.
 ``reached``: that divided by the ratio of multiply-adds of these images. ``over_eager``: speed over "full, eager".
 ``again``: samples per call for which the plan had no room. Before anything is timed, each case's answers are compared
@@ -27,7 +27,7 @@ from moe_lab.bench.device import captured
 from moe_lab.bench.gpu_exits_planted import PlantedNetwork
 from moe_lab.bench.timing import take_turns
 from moe_lab.exits import Prediction
-from moe_lab.exits.fast_predict import THRESHOLDS, FastPredictor
+from moe_lab.exits.fast_predict import MANY, THRESHOLDS, FastPredictor
 from moe_lab.exits.plan import plan_rows
 
 Answer = Callable[[Tensor], Tensor | Prediction]
@@ -93,11 +93,12 @@ def cases(
     found["fast, eager"] = lambda: fast(graphs=False)
     if on_cuda:
         found["fast, graph"] = fast
-        found["fast, graph, in time"] = lambda: fast(late=False)
     if compiled:
         found["fast, compiled"] = lambda: fast(compiled=True, graphs=False)
     if compiled and on_cuda:
         found["fast, compiled, graph"] = lambda: fast(compiled=True)
+        if len(x) <= MANY:  # else none are joined
+            found["fast, compiled, graph, apart"] = lambda: fast(compiled=True, joined=False)
     if on_cuda:
         found["fast, graph, torch only"] = lambda: fast(fused=False)
     return found
@@ -128,7 +129,7 @@ def _synchronised(answer: Answer, batches: Sequence[Tensor]) -> Callable[[], Non
     def step() -> None:
         for x in batches:
             answer(x)
-            if x.device.type == "cuda":
+            if x.device.type == "cuda" and not isinstance(answer, FastPredictor):  # which has waited for the device
                 torch.cuda.synchronize()
 
     return step
@@ -214,7 +215,7 @@ def measure(
         if isinstance(answer, FastPredictor):
             asked = len(batches) * (2 + rounds * (1 + n_steps))
             plan = answer.plans[batch]
-            rows[name] |= {"again": answer.answered_again / asked, "compact_from": plan.compact_from, "late": plan.late}
+            rows[name] |= {"again": answer.answered_again / asked, "compact_from": plan.compact_from}
             rows[name] |= {
                 "plan": dataclasses.asdict(plan),
                 "tried": [dataclasses.asdict(p) for p in answer.tried[batch]],
@@ -235,13 +236,8 @@ def tune(planted: PlantedNetwork, batch: int, *, compiled: bool = True, **frame)
     known = cases(planted, example, example[:batch], compiled=compiled)
     prepared = {name: prepare for name, prepare in known.items() if name.startswith("full")}
     ways = {"fast, graph": {}} if on_cuda else {"fast, eager": {"graphs": False}}
-    if on_cuda:
-        ways["fast, graph, late"] = {"late": True}
     if compiled and on_cuda:
-        ways |= {
-            "fast, compiled, graph": {"compiled": True},
-            "fast, compiled, graph, late": {"compiled": True, "late": True},
-        }
+        ways["fast, compiled, graph"] = {"compiled": True}
     plans, shares = set(), FastPredictor(planted.network, example, graphs=False).shares
     for threshold in THRESHOLDS:
         prepared[f"plain, {threshold}"] = lambda threshold=threshold: (

@@ -5,8 +5,9 @@ Legend: N samples, L exits, K classes. `fast_predict` chooses the steps, this fi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import functools
+import types
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -14,73 +15,112 @@ from torch import Tensor, nn
 
 from moe_lab.cuda_graphs import capturing
 from moe_lab.exits.checks import check_classes, read_logits
-from moe_lab.exits.inside import Inside, Record
+from moe_lab.exits.inside import Inside, Judged, Record
 from moe_lab.exits.network import MultiExitNetwork
 from moe_lab.exits.token_heads import TokenHead
 
 
+def _outputs(modules: Iterable[nn.Module], n_silent: int, h: Tensor, source: Tensor | None) -> list[Tensor]:
+    """What each module makes of what the one before returned; not of the first ``n_silent``. h[source], if any."""
+    found = []
+    if source is not None:
+        h = h.index_select(0, source)
+    for index, module in enumerate(modules):
+        h = module(h)
+        if index >= n_silent:
+            found.append(h)
+    return found
+
+
+class _Stretch(nn.Module):
+    """Modules one behind the other, always in eval mode; see `_outputs`."""
+
+    def __init__(self, modules: Iterable[nn.Module], n_silent: int):
+        super().__init__()
+        self.stretch, self.n_silent, self.training = nn.ModuleList(modules), n_silent, False
+
+    def forward(self, h: Tensor, source: Tensor | None) -> list[Tensor]:
+        return _outputs(self.stretch, self.n_silent, h, source)
+
+
+def _kind(name: str) -> type[_Stretch]:
+    """A `_Stretch` whose ``forward`` is code of its own: `torch.compile` keeps few versions of each code."""
+    code = _Stretch.forward.__code__.replace(co_name=name)
+    return type(name, (_Stretch,), {"forward": types.FunctionType(code, globals(), name)})
+
+
+class Stretches:
+    """Stem and blocks of a network, some in a row at a time, and its heads; perhaps through `torch.compile`.
+
+    Compiled blocks in a row are one piece: the end of one and the beginning of the next may be one kernel. Stretches of
+    equally many blocks share their code.
+
+    Args:
+        network: whose modules run.
+        compiled: through `torch.compile`.
+        static: each number of rows is compiled for itself, for CUDA graphs, whose sizes never change.
+    """
+
+    def __init__(self, network: MultiExitNetwork, compiled: bool, static: bool):
+        self.network, self.compiled, self.static = network, compiled, static
+        self._kinds: dict[tuple, type[_Stretch]] = {}
+        self._made: dict[tuple, nn.Module] = {}
+
+    def blocks(self, h: Tensor, start: int, stop: int, source: Tensor | None = None) -> list[Tensor]:
+        """What each of these blocks returns, (C, ...); they get h[source], the first what the stem makes of it."""
+        stem = [self.network.stem] if start == 0 else []
+        return self._through("blocks", start, [*stem, *self.network.blocks[start:stop]], len(stem), h, source)
+
+    def head(self, h: Tensor, index: int) -> Tensor:
+        """(C, ...) -> (C, K)."""
+        return self._through("head", index, [self.network.heads[index]], 0, h)[0]
+
+    def _through(
+        self, of: str, start: int, modules: list[nn.Module], n_silent: int, h: Tensor, source: Tensor | None = None
+    ) -> list[Tensor]:
+        if not self.compiled:
+            return _outputs(modules, n_silent, h, source)
+        sizes = (len(h), None if source is None else len(source)) if self.static else source is None
+        kind = (of, len(modules), n_silent, sizes)
+        if (start, kind) not in self._made:
+            if kind not in self._kinds:
+                self._kinds[kind] = _kind(f"{of}_{len(self._kinds)}")
+            stretch = self._kinds[kind](modules, n_silent)
+            self._made[start, kind] = torch.compile(stretch, dynamic=False if self.static else None)
+        return self._made[start, kind](h, source)
+
+
 @dataclass(frozen=True)
 class Parts:
-    """What runs: the network's modules, perhaps compiled."""
+    """What runs.
+
+    Attributes:
+        network: whose.
+        stretches: its modules, perhaps compiled.
+        token_heads: heads that can be computed with their exit.
+        n_classes: K.
+        fused: use kernels.
+        kept: addresses of parameters and buffers, not to be written over.
+    """
 
     network: MultiExitNetwork
-    stem: nn.Module
-    blocks: list[nn.Module]
-    heads: list[nn.Module]
-    token_heads: list[TokenHead | None]  # those of `heads` that can be computed with their exit
+    stretches: Stretches
+    token_heads: list[TokenHead | None]
     n_classes: int
     fused: bool
-    kept: frozenset[int]  # addresses of parameters and buffers: not to be written over
+    kept: frozenset[int]
 
 
-class Piece(nn.Module):
-    """Modules one behind the other, for `torch.compile`, always in eval mode.
-
-    Kinds have a ``forward`` each: `torch.compile` shares code among modules that share a ``forward``, and keeps few
-    versions of each. So blocks of one kind are compiled once, and heads do not use up the blocks' places.
-    """
-
-    def __init__(self, *modules: nn.Module):
-        super().__init__()
-        self.pieces, self.training = nn.ModuleList(modules), False
-
-    def _through(self, h: Tensor) -> Tensor:
-        for piece in self.pieces:
-            h = piece(h)
-        return h
-
-
-class First(Piece):
-    def forward(self, x: Tensor) -> Tensor:
-        return self._through(x)
-
-
-class Block(Piece):
-    def forward(self, x: Tensor) -> Tensor:
-        return self._through(x)
-
-
-class Last(Piece):
-    def forward(self, x: Tensor) -> Tensor:
-        return self._through(x)
-
-
-class Head(Piece):
-    def forward(self, x: Tensor) -> Tensor:
-        return self._through(x)
-
-
-def compiled_pieces(
-    stem: nn.Module, blocks: list[nn.Module], heads: list[nn.Module]
-) -> tuple[nn.Module, list[nn.Module], list[nn.Module]]:
-    """Stem, blocks and heads through `torch.compile`.
-
-    Where no exit lies between two of them they are one piece, so that the end of the one and the beginning of the other
-    may be one kernel: the first block holds the stem, the last block the last head.
-    """
-    first, middle, last = First(stem, blocks[0]), map(Block, blocks[1:-1]), Last(blocks[-1], heads[-1])
-    joined = [torch.compile(piece) for piece in (first, *middle, last)]
-    return nn.Identity(), joined, [*(torch.compile(Head(head)) for head in heads[:-1]), nn.Identity()]
+@torch.no_grad()
+def writes_over(network: MultiExitNetwork, x: Tensor) -> bool:
+    """A block changes what it gets, which an exit may still have to read."""
+    h = network.stem(x)
+    for block in network.blocks:
+        given, version = h, h._version
+        h = block(given)
+        if given._version != version:
+            return True
+    return False
 
 
 class Run:
@@ -89,21 +129,19 @@ class Run:
     Args:
         parts: what runs.
         rows: L numbers, of `plan.plan_rows`.
-        side: a stream for what the blocks need not wait for; None: everything in one row.
-        late: take rows out one block after they have left. The exit before is then done already, beside the block,
-            instead of between two blocks.
+        joined: blocks between which no row is taken out are one step, their exits behind the last of them; else each
+            block is a step.
+        told: see `Inside.leave`, at the last exit.
 
-    With a side stream: what one stream made and the other reads must live until they have met, or its memory is used
-    again too early (the allocator knows one stream per tensor). ``beside`` keeps what blocks returned; `Inside` changes
-    its state in place.
+    Attributes:
+        steps: (first block, first that is none of it) of each step.
     """
 
-    def __init__(self, parts: Parts, rows: tuple[int, ...], side: torch.cuda.Stream | None = None, late: bool = False):
-        self.parts, self.rows, self.side, self.late = parts, rows, side, late
+    def __init__(self, parts: Parts, rows: tuple[int, ...], joined: bool = False, told: Tensor | None = None):
+        self.parts, self.rows, self.joined, self.told = parts, rows, joined, told
         self.n_inside: list[Tensor] = []
-        self.writes = False  # a block writes over what it gets
-        self.beside: list[Tensor] = []  # what the other stream still reads
-        self.apart = False  # the side stream has work that the main one has not waited for
+        starts = [i for i in range(len(rows)) if i == 0 or not joined or rows[i] < rows[i - 1]]
+        self.steps = list(zip(starts, [*starts[1:], len(rows)], strict=True))
 
     def record(self, x: Tensor) -> Record:
         """Of x, of which no row is padding."""
@@ -115,59 +153,33 @@ class Run:
         self.state = Inside(record, network.gates, network.model, parts.fused, network.costs)
         self.kept = parts.kept | {x.untyped_storage().data_ptr()}
         self.n_inside.clear()
-        self.h = parts.stem(x)
+        self.h, self.source = x, None
 
-    def layer(self, index: int) -> None:
-        last = index == len(self.rows) - 1
-        given, version = self.h, self.h._version
-        self.h = self.parts.blocks[index](given)
-        self.writes |= given._version != version
-        shrinks = self._shrinks(index)
-        if shrinks and self.late:
-            self._close_up(index)
-        if last or (shrinks and not self.late):
-            self._join()
-            self._exit(index, last)
+    def step(self, start: int, stop: int) -> None:
+        """Blocks from ``start``, before ``stop``; their exits; rows are taken out where the next block has fewer."""
+        hs, n_blocks = self.parts.stretches.blocks(self.h, start, stop, self.source), len(self.rows)
+        self.source = None
+        judged, self.h = self._judge(hs, start, stop == n_blocks), hs[-1]
+        if stop == n_blocks or self.rows[stop] == self.rows[start]:
+            self.state.leave(judged, self.told if stop == n_blocks else None)
+            return
+        source = self.state.leave_and_choose(judged, self.rows[stop])
+        if self.joined and self.parts.stretches.compiled:
+            self.source = source  # what reads these rows finds them, so none is moved; for many, reading is slower then
         else:
-            self.beside += [] if self.side is None else [self.h]
-            with self._aside():
-                self._exit(index, last)
-                if self.late and self._shrinks(index + 1):
-                    self.state.prepare(self.rows[index + 2])
-        if shrinks and not self.late:
-            self._close_up(index)
+            may_write = self.h.untyped_storage().data_ptr() not in self.kept
+            self.h = self.state.move(self.h, source, may_write)
 
-    def _shrinks(self, index: int) -> bool:
-        return index < len(self.rows) - 1 and self.rows[index + 1] < self.rows[index]
+    def _judge(self, hs: list[Tensor], start: int, at_end: bool) -> Judged:
+        heads = self.parts.token_heads[start : start + len(hs)]
+        judged = self.state.judge_tokens(hs, heads, start, at_end)
+        return self.state.judge(self._logits(hs, start), start, len(hs), at_end) if judged is None else judged
 
-    def _exit(self, index: int, last: bool) -> None:
-        head = self.parts.token_heads[index]
-        if head is not None and self.state.leave_from(self.h, head, index, last):
-            return
-        logits = read_logits(self.parts.heads[index], self.h, index)
-        check_classes(logits, self.parts.n_classes, index)
-        self.state.leave(logits, index, last)
-
-    def _close_up(self, index: int) -> None:
-        self._join()
-        may_write = self.h.untyped_storage().data_ptr() not in self.kept
-        self.h = self.state.close_up(self.h, self.rows[index + 1], may_write)
-
-    @contextmanager
-    def _aside(self) -> Iterator[None]:
-        if self.side is None:
-            yield
-            return
-        self.side.wait_stream(torch.cuda.current_stream())
-        self.apart = True
-        with torch.cuda.stream(self.side):
-            yield
-
-    def _join(self) -> None:
-        if self.apart:
-            torch.cuda.current_stream().wait_stream(self.side)
-            self.apart = False
-        self.beside.clear()
+    def _logits(self, hs: list[Tensor], start: int) -> Iterator[Tensor]:
+        for index, h in enumerate(hs, start):
+            logits = read_logits(functools.partial(self.parts.stretches.head, index=index), h, index)
+            check_classes(logits, self.parts.n_classes, index)
+            yield logits
 
     def look(self) -> None:
         self.n_inside.append((self.state.samples >= 0).sum())
@@ -175,25 +187,27 @@ class Run:
     def everything(self, x: Tensor, stops: bool) -> int:
         """All steps, every row a sample; the number of blocks that ran."""
         self.begin(x, self.record(x))
-        for index in range(len(self.rows)):
-            self.layer(index)
-            if stops and index < len(self.rows) - 1:
+        for start, stop in self.steps:
+            self.step(start, stop)
+            if stops and stop < len(self.rows):
                 self.look()
                 if not self.n_inside[-1].item():
                     break
-        return index + 1
+        return stop
 
 
 class Graphs:
-    """A `Run` as CUDA graphs: one, or with ``stops`` one per block."""
+    """A `Run` as CUDA graphs: one, or with ``stops`` one per step."""
 
     def __init__(self, run: Run, x: Tensor, stops: bool):
-        n_blocks = len(run.rows)
-        self.run, self.stops, self.x, self.filled = run, stops, x.clone(), len(x)
+        n_steps = len(run.steps)
+        self.run, self.stops, self.x, self.size = run, stops, x.clone(), len(x)
+        self.filled = self.size  # rows that are samples now
         self.fresh = run.record(x)  # each batch begins as a copy of it
-        self.inside = torch.zeros(n_blocks, dtype=torch.int64, pin_memory=x.is_cuda)
-        self.heard = torch.zeros(2, pin_memory=x.is_cuda)
-        self.events = [torch.cuda.Event() for _ in range(n_blocks)]
+        self.inside = torch.zeros(n_steps, dtype=torch.int64, pin_memory=x.is_cuda)
+        self.heard = run.told = torch.zeros(2, pin_memory=x.is_cuda)
+        self._heard = memoryview(self.heard.numpy())  # to read it takes less time than of a tensor
+        self.events = [torch.cuda.Event() for _ in range(n_steps)]
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):  # what is made on first use (handles, compiled kernels) is made now
@@ -202,23 +216,24 @@ class Graphs:
                 run.look()
         torch.cuda.current_stream().wait_stream(stream)
         pool, self.graphs = torch.cuda.graph_pool_handle(), []
-        for group in [[index] for index in range(n_blocks)] if stops else [range(n_blocks)]:
+        for group in [[step] for step in run.steps] if stops else [run.steps]:
             graph = torch.cuda.CUDAGraph()
             with capturing(graph, pool):
-                if group[0] == 0:
+                if group[0][0] == 0:
                     run.begin(self.x, self.fresh.copy())
-                for index in group:
-                    run.layer(index)
+                for start, stop in group:
+                    run.step(start, stop)
                 if stops:
                     run.look()
             self.graphs.append(graph)
 
     def __call__(self, x: Tensor) -> int:
         """Answers are then in the run's tensors, until the next call; the number of blocks that ran."""
-        (self.x if len(x) == len(self.x) else self.x[: len(x)]).copy_(x)
-        if len(x) != self.filled:
-            self.fresh.begin(len(x))
-            self.filled = len(x)
+        n = len(x)
+        (self.x if n == self.size else self.x[:n]).copy_(x.detach() if x.requires_grad else x)
+        if n != self.filled:
+            self.fresh.begin(n)
+            self.filled = n
         if not self.stops:
             self.graphs[0].replay()
             return len(self.run.rows)
@@ -226,14 +241,18 @@ class Graphs:
             graph.replay()
             self.inside[index].copy_(self.run.n_inside[index], non_blocking=True)
             self.events[index].record()
-            if index:  # the device is at this block already, while the host hears of the one before
+            if index:  # the device is at this step already, while the host hears of the one before
                 self.events[index - 1].synchronize()
                 if not self.inside[index - 1]:
                     break
-        return index + 1
+        return self.run.steps[index][1]
 
-    def checks(self) -> list[float]:
-        """`Record.checks`, after a wait for the device; through memory that it can write to by itself."""
-        self.heard.copy_(self.run.state.record.checks, non_blocking=True)
+    def ask(self) -> None:
+        """Order a copy of `Record.checks`, unless the last exit has made one: that takes some 10 microseconds."""
+        if self.stops or not self.run.state.told:  # not every block may have run
+            self.heard.copy_(self.run.state.record.checks, non_blocking=True)
+
+    def hear(self) -> tuple[float, float]:
+        """`Record.checks`, after a wait for the device."""
         torch.cuda.current_stream().synchronize()
-        return self.heard.tolist()
+        return self._heard[0], self._heard[1]

@@ -7,16 +7,19 @@ twenty operations of a few microseconds; and for few samples starting a block ta
 
 * nobody waits: how many rows each block gets is planned from the shares of samples that stayed inside before (`plan`).
   For the few batches in which more stay than there is room, those samples are answered again by `predict`;
-* an exit is one kernel behind its head, or with it (`kernels`, `token_heads`), and two that move only rows that must
-  fill a gap;
-* so a whole batch is one CUDA graph per batch size. Exits after which nothing is moved run beside the next block, and
-  rows may be moved one block late, so that all exits do (`captured.Run`);
+* an exit is two kernels (`kernels`): one judges, together with the head if that is of the usual kind (`token_heads`);
+  one decides, writes down the answers and chooses who takes whose place. A third moves only rows that fill a gap;
+* blocks between which no row is taken out are one step: `torch.compile` sees them at once, and their exits follow
+  behind the last of them, all at once (`captured.Run`);
+* so a whole batch is one CUDA graph per batch size;
 * a few samples may all leave early: then each block is a graph of its own, and the host, one block behind the device,
   stops when nobody is left.
 
-Tried and not kept: halves of a large batch side by side, so that a block of one runs while rows of the other are moved.
-It took as long as the whole batch (4,096 images, H200: 0.865 of the saved multiply-adds, and 0.872; one run, not
-recorded).
+Tried and not kept: halves of a large batch side by side, so that a block of one runs while rows of the other are moved
+(it took as long as the whole batch: 4,096 images, H200: 0.865 of the saved multiply-adds, and 0.872; one run, not
+recorded); exits on a stream of their own beside the next block, and rows taken out one block late, for which each block
+must be compiled by itself (64 images, H200: 0.91 of the fastest full network's speed, where steps of several blocks
+reach 1.01; one run each).
 
 Which of these is fastest depends on the network and the batch size: with ``compact_from="auto"`` it is measured once.
 
@@ -38,7 +41,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from moe_lab.exits.captured import Graphs, Parts, Run, compiled_pieces
+from moe_lab.exits.captured import Graphs, Parts, Run, Stretches, writes_over
 from moe_lab.exits.checks import check_answers, check_device
 from moe_lab.exits.network import MultiExitNetwork, Prediction
 from moe_lab.exits.plan import plan_rows, shares_inside
@@ -48,7 +51,7 @@ from moe_lab.modes import evaluating
 THRESHOLDS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)  # of compact_from, tried by "auto"
 FEW = 16  # samples that may all have left long before the last block: it pays to look
 _MOVED = "the network's weights were moved after this FastPredictor was made: make a new one"
-MANY = 1024  # samples for which a block takes so long that an exit between two blocks does not count
+MANY = 1024  # samples for which a block takes so long that an exit between two blocks does not count, but memory does
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ class Plan:
         rows: L numbers: rows of each block.
         compact_from: from which ``rows`` was made.
         stops: look whether anybody is left, after each block.
-        late: rows are taken out one block after they have left.
+        joined: blocks between which no row is taken out are one step.
         graph: CUDA graphs are replayed; else operations are started one by one.
         ms: median wall time when it was chosen; None: not measured.
     """
@@ -69,7 +72,7 @@ class Plan:
     stops: bool
     graph: bool
     ms: float | None = None
-    late: bool = False
+    joined: bool = False
 
 
 def _can_capture(device: torch.device) -> bool:
@@ -90,10 +93,12 @@ class FastPredictor:
             it, a larger one is cut; what is far below goes to `predict`.
         compact_from: least share of rows to be taken out at once, see `plan.plan_rows`; "auto": the fastest of
             `THRESHOLDS` on batches of ``example`` (with CUDA graphs; else 0.02).
-        late: take rows out one block after they have left, so that no exit stands between two blocks; "auto": what is
-            faster where ``compact_from`` is "auto" too and batches have at most `MANY` samples; else False.
+        joined: let blocks between which no row is taken out be one step, in batches of more than `FEW` and at most
+            `MANY` samples (what all blocks of a step return is kept until its end). A network with a block that writes
+            over what it gets is never joined.
         spread: standard deviations of room, see `plan`.
-        compiled: stem, blocks and heads through `torch.compile`.
+        compiled: stem, blocks and heads through `torch.compile`; with CUDA graphs for each number of rows by itself,
+            which takes minutes where many plans are tried.
         graphs: False: no CUDA graphs, which also keep memory for each batch size; also on a CPU.
         fused: False: no Triton kernels. With them a head linear(norm(class token)) is not called: hooks that are put on
             it later see nothing.
@@ -118,7 +123,7 @@ class FastPredictor:
         *,
         batch_sizes: Iterable[int] = (),
         compact_from: float | str = "auto",
-        late: bool | str = "auto",
+        joined: bool = True,
         spread: float = 3.0,
         compiled: bool = False,
         graphs: bool = True,
@@ -131,29 +136,25 @@ class FastPredictor:
             raise ValueError("the example holds no sample: how many stay inside how long is learned from it")
         if isinstance(compact_from, str) and compact_from != "auto":
             raise ValueError(f"compact_from is a share, in [0, 1], or 'auto'; got {compact_from!r}")
-        if late not in (True, False, "auto"):
-            raise ValueError(f"late is True, False or 'auto'; got {late!r}")
         check_device(example, network)
         found = [network.predict(part) for part in example.split(max(sizes, default=256))]
         self.network, self.spread = network, spread
         self._kind = example.shape[1:], example.dtype, example.device
         self.shares = shares_inside(torch.cat([part.exits for part in found]), len(network.blocks))
         self._on_cpu, self._wants_graphs = not _can_capture(example.device), graphs
-        self._auto, self._late = compact_from == "auto", late
+        self._auto = compact_from == "auto"
         self._threshold = 0.02 if self._auto else float(compact_from)
         plan_rows(self.shares, 1, self._threshold, spread)  # is everything in its range?
         owned = [tensor for tensor in (*network.parameters(), *network.buffers()) if tensor.numel()]
         self._addresses = [(tensor, tensor.data_ptr()) for tensor in owned]
+        self._first = self._addresses[:1]
         kept = frozenset(tensor.untyped_storage().data_ptr() for tensor in owned)
-        stem, blocks, heads = network.stem, list(network.blocks), list(network.heads)
-        if compiled:
-            stem, blocks, heads = compiled_pieces(stem, blocks, heads)
-        self._side: torch.cuda.Stream | None = None  # one for all: the device has few, and two of them may be one
         n_classes = found[0].probabilities.shape[1]
         token_heads = [token_head(head, n_classes) if fused else None for head in network.heads]
-        if compiled:  # the last head is one piece with the last block
-            token_heads[-1] = None
-        self._parts = Parts(network, stem, blocks, heads, token_heads, n_classes, fused, kept)
+        stretches = Stretches(network, compiled, static=graphs and not self._on_cpu)
+        self._parts = Parts(network, stretches, token_heads, n_classes, fused, kept)
+        with evaluating(network):
+            self._joined = joined and not writes_over(network, example[:1].clone())
         self._graphs: dict[int, Graphs] = {}
         self.plans: dict[int, Plan] = {}
         self.tried: dict[int, list[Plan]] = {}
@@ -189,27 +190,18 @@ class FastPredictor:
         """Plans of other rows or another order, to be measured; one if nothing is."""
         found: dict[tuple, Plan] = {}
         for threshold in THRESHOLDS if measures else (self._threshold,):
-            for late in (False, True) if measures and FEW < n <= MANY else (False,):
-                late = late if self._late == "auto" else self._late
-                rows = self._rows(n, threshold, late)
-                for stops in (False, True) if measures and n <= FEW else (n <= FEW or self._on_cpu,):
-                    same = rows, stops, late and len(set(rows)) > 1
-                    found.setdefault(same, Plan(rows, threshold, stops, graph, late=same[2]))
+            rows = plan_rows(self.shares, n, threshold, self.spread)
+            joined = self._joined and FEW < n <= MANY
+            for stops in (False, True) if measures and n <= FEW else (n <= FEW or self._on_cpu,):
+                found.setdefault((rows, stops), Plan(rows, threshold, stops, graph, joined=joined))
         return list(found.values())
-
-    def _rows(self, n: int, threshold: float, late: bool) -> tuple[int, ...]:
-        shares = (1.0, *self.shares[:-1]) if late else self.shares
-        return plan_rows(shares, n, threshold, self.spread)
 
     def _capture(self, plan: Plan, x: Tensor) -> Graphs | None:
         with torch.inference_mode(False), evaluating(self.network):
-            x, trial = x.clone(), Run(self._parts, plan.rows, late=plan.late)
-            trial.everything(x, False)  # a block's own errors are raised here
-            alone = plan.stops or trial.writes  # a head must have read before the next block writes
+            x, run = x.clone(), Run(self._parts, plan.rows, plan.joined)
+            run.everything(x, False)  # a block's own errors are raised here
             try:
-                if self._side is None:
-                    self._side = torch.cuda.Stream()
-                return Graphs(Run(self._parts, plan.rows, None if alone else self._side, plan.late), x, plan.stops)
+                return Graphs(run, x, plan.stops)
             except Exception as problem:  # whatever a block does that a graph cannot: operations one by one still can
                 if x.is_cuda:
                     torch.cuda.synchronize()  # raises where the device is lost: then nothing can run
@@ -219,10 +211,9 @@ class FastPredictor:
                 )
                 return None
 
-    @torch.no_grad()
     def _milliseconds(self, graphs: Graphs, batches: list[Tensor]) -> float:
         times = []
-        for x in batches * 5:
+        for x in batches * (5 if len(batches[0]) > MANY else 40):
             torch.cuda.synchronize()
             start = time.perf_counter()
             self._read(graphs.run, x, graphs(x), graphs)
@@ -237,26 +228,39 @@ class FastPredictor:
             ValueError: as `predict`; a sample of another shape, dtype or device than the example's; weights that were
                 moved.
         """
-        if (x.shape[1:], x.dtype, x.device) != self._kind:  # the device waits: no other look before it runs
-            self._refuse(x)
+        graphs = self._graphs.get(len(x)) if x.dim() else None
+        if graphs is None:
+            self._check_kind(x)
+            return self._of_another_size(x)
+        return self._replay(graphs, x)
+
+    @torch.no_grad()
+    def _of_another_size(self, x: Tensor) -> Prediction:
         n, sizes, plan = len(x), self._graphs, self.plans.get(len(x))
         if n == 0 or (self._on_cpu and self._wants_graphs):
             return self.network.predict(x, compact_from=self._threshold)
-        with torch.no_grad():
-            if not sizes or (plan is not None and not plan.graph):
-                return self._one_by_one(x, plan)
-            if n > max(sizes):
-                return _joined([self(part) for part in x.split(max(sizes))])
-            size = min(size for size in sizes if size >= n)
-            if 2 * n < size:
-                return self.network.predict(x)
-            graphs = sizes[size]
-            for tensor, address in self._addresses[:1]:  # whoever moves one, moves all; the others are looked at later
-                if tensor.data_ptr() != address:
-                    raise ValueError(_MOVED)
-            return self._read(graphs.run, x, graphs(x), graphs)
+        if not sizes or plan is not None:  # a plan without graphs
+            return self._one_by_one(x, plan)
+        if n > max(sizes):
+            return _joined([self(part) for part in x.split(max(sizes))])
+        size = min(size for size in sizes if size >= n)
+        return self.network.predict(x) if 2 * n < size else self._replay(sizes[size], x)
 
-    def _refuse(self, x: Tensor) -> None:
+    def _replay(self, graphs: Graphs, x: Tensor) -> Prediction:
+        for tensor, address in self._first:  # whoever moves one, moves all; the others are looked at later
+            if tensor.data_ptr() != address:
+                raise ValueError(_MOVED)
+        try:
+            ran = graphs(x)  # the device waits: whatever else can be wrong, is looked at while it is busy
+        except RuntimeError:
+            self._check_kind(x)
+            raise
+        self._check_kind(x)
+        return self._read(graphs.run, x, ran, graphs)
+
+    def _check_kind(self, x: Tensor) -> None:
+        if x.dim() and (x.shape[1:], x.dtype, x.device) == self._kind:
+            return
         check_device(x, self.network)
         shape, dtype, device = self._kind
         raise ValueError(
@@ -268,7 +272,7 @@ class FastPredictor:
         check_device(x, self.network)
         if plan is None:
             (plan,) = self._candidates(len(x), False, False)
-        run = Run(self._parts, plan.rows, late=plan.late)
+        run = Run(self._parts, plan.rows, plan.joined)
         with evaluating(self.network):
             ran = run.everything(x, plan.stops)
         return self._read(run, x, ran)
@@ -276,22 +280,27 @@ class FastPredictor:
     def _read(self, run: Run, x: Tensor, ran: int, graphs: Graphs | None = None) -> Prediction:
         """Copies of a run's answers, complete and checked. The one wait for the device."""
         n = len(x)
+        if graphs:
+            graphs.ask()
         probabilities, exits, cost = run.state.record.answers(n)
         rows_run = run.rows[:ran] + (0,) * (len(run.rows) - ran)
+        answer = Prediction(probabilities, exits, cost, rows_run)
         if graphs and any(tensor.data_ptr() != address for tensor, address in self._addresses):  # the device is busy
             raise ValueError(_MOVED)
-        total, answered = graphs.checks() if graphs else run.state.record.checks.tolist()
+        total, answered = graphs.hear() if graphs else run.state.record.checks.tolist()
+        if answered == n and total == total:
+            return answer
         if answered < n:
             places = (exits < 0).nonzero().squeeze(1)
             again = self.network.predict(x.index_select(0, places))
             probabilities.index_copy_(0, places, again.probabilities)
             exits.index_copy_(0, places, again.exits)
-            cost = self.network._cost(exits)
             rows_run = tuple(a + b for a, b in zip(rows_run, again.rows_run, strict=True))
+            answer = Prediction(probabilities, exits, self.network._cost(exits), rows_run)
             self.answered_again += len(places)
         if total != total:
             check_answers(probabilities, exits, run.state.record.checks[0])
-        return Prediction(probabilities, exits, cost, rows_run)
+        return answer
 
 
 def _joined(parts: list[Prediction]) -> Prediction:

@@ -1,22 +1,25 @@
 """Who is still inside, kept on the device: nothing here waits for it, so a batch can run ahead, or be a CUDA graph.
 
-Legend: N samples, C rows of the batch at some block, C' rows at the next, K classes, L exits.
+Legend: N samples, C rows of the batch at some block, C' rows at the next, K classes, L exits, E exits in a row.
 
 A row is a place in the batch; ``samples`` says whose it is, -1: nobody's (its sample has left, or it was padding). Rows
 of nobody are computed like all others and never read.
 
-    leave(logits)      answers of rows that leave are written down; their rows are nobody's from then on
-    close_up(h, C')    rows are taken out: a row of nobody among the first C' gets what a row behind C' has, the first
-                       such row what the first has, and so on; the rows that stay do not move
+    judge              what each row would answer at an exit, and how sure it is; no state is needed for that
+    leave              who leaves, at exits one behind the other: answers are written down, and the rows are nobody's
+                       from then on
+    leave_and_choose   then rows are taken out: a row of nobody among the first C' gets what a row behind C' has, the
+                       first such row what the first has, and so on; the rows that stay do not move
+    move               what a block returned follows
 
 If more than C' samples are inside, those that find no place are lost: their exit stays -1, and the caller answers them
 again. The kernels in `kernels` do the same; ``fused=False`` keeps to plain torch, the oracle.
-
-What is known (`Record`) is changed in place, never replaced, except where rows are taken out: exits may run on a stream
-of their own, and memory that a tensor of the main stream gives back there is used again by the next block at once.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -99,6 +102,22 @@ class Record:
         return probabilities, self._part(memory, "exits", count), cost
 
 
+class Judged(NamedTuple):
+    """Of E exits, one behind the other.
+
+    Attributes:
+        probabilities: (E, C, K) float32, softmax.
+        gates: (E, C) float32, sigmoid; at the network's last exit 0, or NaN where the probabilities are.
+        first: which exit the first is.
+        at_end: the last of them is the network's.
+    """
+
+    probabilities: Tensor
+    gates: Tensor
+    first: int
+    at_end: bool
+
+
 class Inside:
     """Who is inside, from exit to exit.
 
@@ -108,8 +127,9 @@ class Inside:
         fused: use the kernels where they can run (gates of `ExitGates` itself, at most 4096 classes).
 
     Attributes:
-        samples: (C,) int32; those of the record until rows are taken out.
+        samples: (C,) int32; those of the record at first.
         given_away: (C,) float32, as well.
+        told: a copy of the record's checks, if the last `leave` was asked to make one and could.
     """
 
     def __init__(self, record: Record, gates: ExitGates, model: str, fused: bool = True, costs: Tensor | None = None):
@@ -118,65 +138,119 @@ class Inside:
         plain = type(gates) is ExitGates and gates.weight.shape[-1] == N_FEATURES
         plain &= gates.weight.dtype != torch.float64 and record.probabilities.shape[1] <= kernels.MOST_CLASSES
         self.fused = fused and plain and kernels.usable(record.probabilities)
-        self._places: tuple[Tensor, Tensor, Tensor] | None = None
+        self.told = False
 
-    def leave(self, logits: Tensor, layer: int, last: bool) -> None:
-        """Decide at exit ``layer`` for logits (C, K); everybody leaves at the ``last``."""
-        if self.fused and kernels.usable(logits):
-            kernels.leave(logits, self._exit(layer, last))
-            return
-        logits, leaves = logits.float(), self.samples >= 0
-        if not last:
-            gate = self.gates.one(layer, uncertainty_features(logits)).float().sigmoid()
-            leaves = leaves & leaves_here(gate, self.given_away, self.model)
-            self.given_away.add_(gate)
-        else:
-            self.record.checks[0] += torch.where(leaves, self.given_away, 0.0).sum()
-        to, probabilities = torch.where(leaves, self.samples, self.n).long(), logits.softmax(-1)
-        self.record.probabilities.index_copy_(0, to, probabilities)
-        self.record.exits.index_fill_(0, to, layer)
-        if self.costs is not None:
-            self.record.cost.index_copy_(0, to, self.costs[layer].expand(len(to)))
-        self.record.checks[0] += torch.where(leaves, probabilities.sum(-1), 0.0).sum()
-        self.record.checks[1] += leaves.sum()
-        self.samples.masked_fill_(leaves, -1)
+    def judge(self, logits: Iterable[Tensor], first: int, count: int, at_end: bool) -> Judged:
+        """Judge ``count`` exits from ``first`` on; logits: (C, K) of each.
 
-    def leave_from(self, h: Tensor, head: TokenHead, layer: int, last: bool) -> bool:
-        """`leave` for the logits of a `token_heads.token_head` on h (C, S, D), in one kernel.
+        Args:
+            logits: may be made one by one, as they are asked for.
+            first, count: which exits.
+            at_end: the last of them is the network's.
+        """
+        judged = self._empty(first, count, at_end)
+        for index, each in enumerate(logits):
+            last = at_end and index == count - 1
+            probabilities, gate = judged.probabilities[index], judged.gates[index]
+            if self.fused and kernels.usable(each):
+                kernels.judge(each, self._gate(first + index), probabilities, gate, last)
+                continue
+            each = each.float()
+            probabilities.copy_(each.softmax(-1))
+            if last:
+                gate.copy_(probabilities.sum(-1) * 0)
+            else:
+                gate.copy_(self.gates.one(first + index, uncertainty_features(each)).float().sigmoid())
+        return judged
+
+    def judge_tokens(
+        self, hs: Sequence[Tensor], heads: Sequence[TokenHead | None], first: int, at_end: bool
+    ) -> Judged | None:
+        """`judge` for heads that are `token_heads.token_head`, in one kernel.
+
+        Args:
+            hs: what each exit sees, (C, S, D) each.
+            heads: of each exit.
+            first, at_end: as for `judge`.
 
         Returns:
-            False where that cannot run; then nothing is done.
+            None where that cannot run.
         """
-        norm, linear = head
-        if not self.fused or h.dtype != linear.weight.dtype or not kernels.token_fits(h, linear.out_features):
-            return False
-        kernels.leave_from_token(h, norm, linear, self._exit(layer, last))
-        return True
+        if not self.fused or any(head is None for head in heads):
+            return None
+        n_classes = self.record.probabilities.shape[1]
+        if not all(h.dtype == head.linear.weight.dtype for h, head in zip(hs, heads, strict=True)):
+            return None
+        if any(h.shape != hs[0].shape or h.dtype != hs[0].dtype or not kernels.token_fits(h, n_classes) for h in hs):
+            return None
+        judged = self._empty(first, len(heads), at_end)
+        gates = [self._gate(first + index) for index in range(len(heads))]
+        kernels.judge_tokens(hs, heads, gates, judged.probabilities, judged.gates, at_end)
+        return judged
 
-    def _exit(self, layer: int, last: bool) -> kernels.Exit:
-        index = min(layer, self.gates.n_gates - 1)  # the last exit has no gate: none is read
-        answers = (self.record.probabilities, self.record.exits, self.record.cost, self.costs, self.record.checks)
-        gate = (self.gates.weight[index], self.gates.bias[index])
-        return kernels.Exit(*gate, self.samples, self.given_away, *answers, layer, self.model == "direct", last)
+    def _empty(self, first: int, count: int, at_end: bool) -> Judged:
+        shape = count, len(self.samples), self.record.probabilities.shape[1]
+        probabilities = self.record.probabilities.new_empty(shape)
+        return Judged(probabilities, probabilities.new_empty(shape[:2]), first, at_end)
 
-    def prepare(self, keep: int) -> None:
-        """Find already which rows the next `close_up` will move: nobody may `leave` between the two."""
+    def _gate(self, layer: int) -> tuple[Tensor, Tensor]:
+        index = min(layer, self.gates.n_gates - 1)  # the last exit has no gate: what is read does not count
+        return self.gates.weight[index], self.gates.bias[index]
+
+    def leave(self, judged: Judged, told: Tensor | None = None) -> None:
+        """Decide; everybody leaves at the network's last exit.
+
+        Args:
+            judged: of all rows.
+            told: (2,) float32 in pinned memory, which gets the record's checks if the kernel for it can run.
+        """
         if self.fused:
-            self._places = kernels.places(self.samples, keep)
+            self._leave_and_choose(judged, len(self.samples), told)
+            return
+        for index, (probabilities, gate) in enumerate(zip(*judged[:2], strict=True)):
+            layer, leaves = judged.first + index, self.samples >= 0
+            if judged.at_end and index == len(judged.gates) - 1:
+                self.record.checks[0] += torch.where(leaves, self.given_away + gate, 0.0).sum()
+            else:
+                leaves = leaves & leaves_here(gate, self.given_away, self.model)
+                self.given_away.add_(gate)
+            to = torch.where(leaves, self.samples, self.n).long()
+            self.record.probabilities.index_copy_(0, to, probabilities)
+            self.record.exits.index_fill_(0, to, layer)
+            if self.costs is not None:
+                self.record.cost.index_copy_(0, to, self.costs[layer].expand(len(to)))
+            self.record.checks[0] += torch.where(leaves, probabilities.sum(-1), 0.0).sum()
+            self.record.checks[1] += leaves.sum()
+            self.samples.masked_fill_(leaves, -1)
 
-    def close_up(self, h: Tensor, keep: int, may_write: bool = False) -> Tensor:
-        """(C, ...) -> (C', ...), C' = ``keep`` < C; with ``may_write`` perhaps in the memory of h."""
-        places, self._places = self._places, None
-        if self.fused and may_write and h.is_contiguous() and kernels.usable(h):
-            places = kernels.places(self.samples, keep) if places is None else places
-            h = kernels.move(h, self.samples, self.given_away, *places, keep)
-            self.samples, self.given_away = self.samples[:keep], self.given_away[:keep]
-            return h
-        hole, tail = self.samples[:keep] < 0, self.samples[keep:] >= 0
+    def leave_and_choose(self, judged: Judged, keep: int) -> Tensor:
+        """`leave`; then take rows out.
+
+        Returns:
+            (C',) int32, where each of the ``keep`` rows comes from; C' < C. See `move`.
+        """
+        if self.fused:
+            return self._leave_and_choose(judged, keep)
+        self.leave(judged)
+        gap, tail = self.samples[:keep] < 0, self.samples[keep:] >= 0
         first_tails = torch.argsort(~tail, stable=True) + keep
-        rank = hole.cumsum(0) - 1
-        filled = hole & (rank < tail.sum())
-        stays = torch.arange(keep, device=h.device)
+        rank = gap.cumsum(0) - 1
+        filled = gap & (rank < tail.sum())
+        stays = torch.arange(keep, device=gap.device)
         source = torch.where(filled, first_tails[rank.clamp(0, len(tail) - 1)], stays)
         self.samples, self.given_away = (state.index_select(0, source) for state in (self.samples, self.given_away))
+        return source.int()
+
+    def _leave_and_choose(self, judged: Judged, keep: int, told: Tensor | None = None) -> Tensor:
+        record = self.record
+        answers = kernels.Answers(record.probabilities, record.exits, record.cost, self.costs, record.checks)
+        state = self.samples, self.given_away, answers, *judged[2:], self.model == "direct"
+        source, self.samples, self.given_away = kernels.leave_and_choose(*judged[:2], *state, keep, told)
+        self.told = told is not None and judged.probabilities.shape[1] <= kernels.MOST_ROWS
+        return source
+
+    def move(self, h: Tensor, source: Tensor, may_write: bool = False) -> Tensor:
+        """h[source], (C, ...) -> (C', ...), of `leave_and_choose`; with ``may_write`` perhaps in the memory of h."""
+        if self.fused and may_write and h.is_contiguous() and kernels.usable(h):
+            return kernels.move(h, source)
         return h.index_select(0, source)

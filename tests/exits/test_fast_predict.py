@@ -6,7 +6,7 @@ its tensors, and a replay does the same to the same memory, as a graph does.
 
 import functools
 import weakref
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import ClassVar
 
 import pytest
@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from moe_lab.exits import ExitGates, MultiExitNetwork, fast_predict, kernels
-from moe_lab.exits.captured import Graphs
+from moe_lab.exits.captured import Graphs, Run, Stretches
 from moe_lab.exits.fast_predict import FastPredictor
 from moe_lab.exits.plan import plan_rows
 from moe_lab.models.vit import ClassToken
@@ -86,15 +86,17 @@ EXITS = st.lists(st.integers(0, N_EXITS - 1), max_size=30)
 @example([0] * 9, [0, 3], 0.0, 3.0, False)
 @example([3] * 9, [0, 3], 0.3, 3.0, False)
 @example([3] * 9, [0], 0.0, 0.0, False)  # nobody was expected to stay
-@example([3] * 9, [0], 0.0, 0.0, True)
+@example([3] * 20, [0], 0.3, 0.0, True)
 @example([1], [0, 1, 2, 3], 1.0, 3.0, False)
 @example([], [0], 0.0, 3.0, False)
 @example([0, 1, 1, 2, 3, 3], [0, 0, 1, 3], 0.0, 0.0, False)
-@example([0, 1, 1, 2, 3, 3], [0, 0, 1, 3], 0.0, 0.0, True)
+@example([0, 1, 1, 2, 3, 3] * 4, [0, 0, 1, 3], 0.3, 0.0, True)
 @settings(deadline=None, max_examples=20 if kernels.INTERPRETED else 100)
-def test_any_pattern_of_exits_is_answered_as_by_predict_whatever_was_expected(exits, seen, compact_from, spread, late):
+def test_any_pattern_of_exits_is_answered_as_by_predict_whatever_was_expected(
+    exits, seen, compact_from, spread, joined
+):
     net, x = network(), samples(exits)
-    fast = FastPredictor(net, samples(seen, 1), compact_from=compact_from, late=late, spread=spread, graphs=False)
+    fast = FastPredictor(net, samples(seen, 1), compact_from=compact_from, joined=joined, spread=spread, graphs=False)
     for block in net.blocks:
         block.rows.clear()
     before = x.clone()
@@ -116,14 +118,40 @@ def test_soft_gates_too(model, norm):
     same(FastPredictor(net, x, compact_from=0.0, graphs=False)(x), net.predict_masked(x))
 
 
-@pytest.mark.parametrize("late", [False, True])
-def test_heads_that_read_the_normed_class_token_are_computed_with_their_exit(late, monkeypatch):
+@pytest.mark.parametrize(("compact_from", "joined", "steps"), [(0.3, True, 3), (1.0, True, 1), (1.0, False, 4)])
+def test_heads_that_read_the_normed_class_token_are_computed_with_their_exits(compact_from, joined, steps, monkeypatch):
     net, x = network(norm=True), samples([0, 1, 2, 3, 3, 0, 2] * 4)
-    fast = FastPredictor(net, x, compact_from=0.0, late=late, graphs=False)
-    called = []
+    fast = FastPredictor(net, x, compact_from=compact_from, joined=joined, spread=0.0, graphs=False)
+    called, kernel = [], kernels.judge_tokens
     monkeypatch.setattr("moe_lab.exits.captured.read_logits", lambda head, h, index: called.append(index) or head(h))
+    monkeypatch.setattr(kernels, "judge_tokens", lambda *given: called.append("kernel") or kernel(*given))
     same(fast(x), net.predict(x))
-    assert called == ([] if kernels.INTERPRETED or x.is_cuda else [0, 1, 2, 3])
+    assert called == (["kernel"] * steps if kernels.INTERPRETED or x.is_cuda else [0, 1, 2, 3])
+
+
+def test_one_head_may_be_of_another_kind():
+    net, x = network(norm=True), samples([0, 1, 2, 3, 3, 0, 2] * 4)
+    net.heads[2] = nn.Sequential(Token(), net.heads[2][0].norm, nn.Linear(WIDTH, 3), nn.Identity())
+    net.heads[2][2].load_state_dict(net.heads[1][1].state_dict())
+    same(FastPredictor(net, x, compact_from=1.0, graphs=False)(x), net.predict(x))
+
+
+def test_blocks_between_which_no_row_is_taken_out_are_one_step():
+    parts = FastPredictor(network(), samples([0]), graphs=False)._parts
+    rows = (9, 9, 5, 5, 5, 2, 1, 1)
+    assert Run(parts, rows, joined=True).steps == [(0, 2), (2, 5), (5, 6), (6, 8)]
+    assert Run(parts, rows).steps == [(i, i + 1) for i in range(8)]
+    assert Run(parts, (3,) * 4, joined=True).steps == [(0, 4)]
+
+
+def test_few_and_many_samples_and_blocks_that_write_over_what_they_get_are_not_joined(monkeypatch):
+    monkeypatch.setattr(fast_predict, "MANY", 30)
+    x = samples([0, 1, 2, 3])
+    for net, joined in ((network(), True), (network(in_place=True), False)):
+        fast = FastPredictor(net, x, graphs=False)
+        found = {n: [plan.joined for plan in fast._candidates(n, False, False)] for n in (16, 17, 30, 31)}
+        assert found == {16: [False], 17: [joined], 30: [joined], 31: [False]}
+        assert not FastPredictor(net, x, graphs=False, joined=False)._candidates(20, False, False)[0].joined
 
 
 def test_rows_are_those_of_the_plan_until_nobody_is_left():
@@ -134,12 +162,6 @@ def test_rows_are_those_of_the_plan_until_nobody_is_left():
     assert fast(x).rows_run == rows and fast.answered_again == 0
     assert fast(samples([0] * 8)).rows_run == (8, 0, 0, 0)
     assert FastPredictor(net, x, compact_from=1.0, graphs=False)(x).rows_run == (8,) * 4
-
-
-def test_rows_taken_out_late_are_those_of_the_plan_one_block_later():
-    net, x = network(), samples([0, 0, 0, 0, 1, 1, 2, 3])
-    fast = FastPredictor(net, x, compact_from=0.0, spread=0.0, graphs=False, late=True)
-    assert fast(x).rows_run == (8, 8, 5, 3) and fast.answered_again == 0
 
 
 def test_samples_without_room_are_answered_again_and_counted():
@@ -175,24 +197,55 @@ def test_modes_come_back_and_a_network_in_training_mode_drops_nothing():
     assert [module.training for module in net.modules()] == modes
 
 
+WAYS = [(0.0, True), (0.3, True), (1.0, True), (1.0, False)]  # compact_from, joined
+
+
 def test_compiled_parts_answer_alike(monkeypatch):
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
     for in_place in (False, True):
-        net, x = network(in_place=in_place), samples([0, 1, 2, 3, 3, 0])
+        net, x = network(in_place=in_place), samples([0, 1, 2, 3, 3, 0] * 3)
         before = x.clone()
-        for compact_from, late in ((0.0, False), (0.0, True), (1.0, False)):
-            fast = FastPredictor(net, x, compiled=True, graphs=False, compact_from=compact_from, late=late)
+        for compact_from, joined in WAYS:
+            fast = FastPredictor(net, x, compiled=True, graphs=False, compact_from=compact_from, joined=joined)
             same(fast(x), net.predict(x))
         assert torch.equal(x, before)
 
 
+def test_every_stretch_is_compiled_once_however_many_there_are():
+    """`torch.compile` keeps eight versions of each code, and runs others uncompiled after a warning."""
+    compiled = []
+
+    def backend(graph, inputs):
+        compiled.append(len(inputs))
+        return graph.forward
+
+    blocks = [nn.Linear(WIDTH, WIDTH) for _ in range(12)]
+    net = MultiExitNetwork(blocks, [nn.Sequential(Token(), nn.Linear(WIDTH, 2)) for _ in blocks], ExitGates(11))
+    torch.compiler.reset()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+        stretches = Stretches(net, compiled=True, static=True)
+        x = torch.randn(4, 2, WIDTH)
+        for _ in range(2):
+            for stop in range(1, 13):
+                found = stretches.blocks(x, 0, stop)
+                torch.testing.assert_close(found[-1], torch.stack([nn.Sequential(*blocks[:stop])(x)])[0])
+                assert len(found) == stop
+            for rows in range(2, 14):
+                for start in (3, 7):
+                    stretches.blocks(torch.randn(rows, 2, WIDTH), start, start + 2)
+                    stretches.head(torch.randn(rows, 2, WIDTH), start)
+    assert len(compiled) == 12 + 12 + 12
+    torch.compiler.reset()
+
+
 @pytest.mark.usefixtures("graphs")
 @pytest.mark.parametrize("in_place", [False, True])
-def test_pieces_that_are_compiled_as_one_are_captured_too(monkeypatch, in_place):
-    monkeypatch.setattr(torch, "compile", lambda piece: piece)
+def test_stretches_that_are_compiled_are_captured_too(monkeypatch, in_place):
+    monkeypatch.setattr(torch, "compile", lambda stretch, dynamic: stretch)
     net, x = network(in_place=in_place), samples([0, 1, 2, 3] * 5)
-    for compact_from, late in ((0.0, False), (0.0, True), (1.0, False)):
-        fast = FastPredictor(net, x, batch_sizes=(20,), compiled=True, compact_from=compact_from, late=late)
+    for compact_from, joined in WAYS:
+        fast = FastPredictor(net, x, batch_sizes=(20,), compiled=True, compact_from=compact_from, joined=joined)
         assert fast.plans[20].graph
         for part in (x, x[:11], x[:1]):
             same(fast(part), net.predict(part))
@@ -207,7 +260,6 @@ def test_pieces_that_are_compiled_as_one_are_captured_too(monkeypatch, in_place)
         (lambda net, x: FastPredictor(net, x, compact_from=1.5), "1.5"),
         (lambda net, x: FastPredictor(net, x, compact_from="automatic"), "'auto'"),
         (lambda net, x: FastPredictor(net, x, spread=-1), "-1"),
-        (lambda net, x: FastPredictor(net, x, late="always"), "always"),
         (lambda net, x: FastPredictor(net, x)(x[:, :1]), "another FastPredictor"),
         (lambda net, x: FastPredictor(net, x)(x.double()), "float64"),
         (lambda net, x: FastPredictor(net, x)(x.to("meta")), "on meta and the network on cpu"),
@@ -237,48 +289,24 @@ def test_without_cuda_predict_answers():
 
 
 class Recorder(TorchDispatchMode):
-    """Writes a capture down in an order in which an unkind device may run it.
-
-    One of two streams, ``late``, runs as late as it may: when the other waits for it. Memory that nobody holds any more
-    is filled with garbage, as if the next operation of the stream that made it had got it; so is memory that is new.
-    """
+    """Writes a capture down. Memory that is new, or that nobody holds any more, is filled with garbage."""
 
     active: ClassVar[list] = []
-    late = "side"
 
     def __init__(self, graph):
         super().__init__()
-        self.graph, self.queues = graph, {}  # of operations, by stream
-        self.holders, self.makers = {}, {}  # of memory, by address: how many tensors, and which stream
-        self.free = {}  # memory, by stream
+        self.graph, self.holders, self.free = graph, {}, []  # how many tensors hold memory, by address; memory
 
-    def add(self, stream, *operation):
-        queue = self.queues.setdefault(stream, [])
-        queue += [(garbage, (memory,), {}, None) for memory in self.free.pop(stream, [])]
-        queue.append(operation)
-
-    def flush(self, *streams):
-        for stream in streams:
-            self.graph.operations += self.queues.pop(stream, [])
-
-    def meet(self, stream, other):
-        """``stream`` waits for ``other``."""
-        if self.late == "main":
-            self.flush(*([other] if stream is MAIN else [stream, other]))
-        elif stream is MAIN:
-            self.flush(MAIN, other)
-
-    def end(self):
-        self.flush(MAIN)
-        assert not self.queues, "another stream was not waited for"
+    def add(self, *operation):
+        self.graph.operations += [(garbage, (memory,), {}, None) for memory in self.free]
+        self.free.clear()
+        self.graph.operations.append(operation)
 
     def held(self, out, new):
-        for tensor in out if isinstance(out, (list, tuple)) else (out,):
-            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage().nbytes():
+        for tensor in out:
+            if tensor.untyped_storage().nbytes():
                 memory = tensor.untyped_storage().data_ptr()
-                if new and memory not in self.makers:
-                    self.makers[memory] = Stream.now
-                if memory in self.makers:
+                if new or memory in self.holders:
                     self.holders[memory] = self.holders.get(memory, 0) + 1
                     alias = torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())
                     weakref.finalize(tensor, self.dropped, memory, alias)
@@ -286,17 +314,16 @@ class Recorder(TorchDispatchMode):
     def dropped(self, memory, alias):
         self.holders[memory] -= 1
         if not self.holders[memory] and self in Recorder.active:
-            self.free.setdefault(self.makers[memory], []).append(alias)
+            self.free.append(alias)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func.overloadpacket.__name__ in ("_local_scalar_dense", "nonzero"):
             raise RuntimeError(f"{func} waits for the device: not permitted when stream is capturing")
         out = func(*args, **(kwargs or {}))
-        kept = tree_map_only(torch.Tensor, alias_of, (args, kwargs or {}, out))
-        self.add(Stream.now, func, *kept)
+        self.add(func, *tree_map_only(torch.Tensor, alias_of, (args, kwargs or {}, out)))
         if func.overloadpacket.__name__.startswith(("empty", "new_empty")):
             garbage(out)
-            self.add(Stream.now, garbage, (alias_of(out),), {}, None)
+            self.add(garbage, (alias_of(out),), {}, None)
         known = [t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
         outs = [t for t in tree_leaves(out) if isinstance(t, torch.Tensor)]
         self.held(outs, not any(t.untyped_storage().data_ptr() in known for t in outs))
@@ -332,23 +359,13 @@ class Graph:
 
 
 class Stream:
+    """Operations run at once, whatever the stream."""
+
     def wait_stream(self, other):
-        for recorder in Recorder.active:
-            recorder.meet(self, other)
+        pass
 
     def synchronize(self):
         pass
-
-
-MAIN = Stream()
-Stream.now = MAIN
-
-
-@contextmanager
-def on(stream):
-    before, Stream.now = Stream.now, stream
-    yield
-    Stream.now = before
 
 
 class Event:
@@ -359,39 +376,36 @@ class Event:
         pass
 
 
-@pytest.fixture(params=["side", "main"])
-def graphs(monkeypatch, request):
+@pytest.fixture
+def graphs(monkeypatch):
     if kernels.INTERPRETED:
         pytest.skip("a recorder of torch's operations does not see the interpreter's")
 
     @contextmanager
     def record(graph, pool=None):
-        with on(MAIN), Recorder(graph) as recorder:
+        with Recorder(graph) as recorder:
             Recorder.active.append(recorder)
             try:
                 yield
             finally:
                 Recorder.active.clear()
-        recorder.end()
 
     for name, value in {
-        "graph": record, "CUDAGraph": Graph, "Stream": Stream, "Event": Event, "stream": on,
-        "current_stream": lambda: Stream.now, "graph_pool_handle": lambda: None, "synchronize": lambda: None,
+        "graph": record, "CUDAGraph": Graph, "Stream": Stream, "Event": Event, "stream": lambda stream: nullcontext(),
+        "current_stream": Stream, "graph_pool_handle": lambda: None, "synchronize": lambda: None,
     }.items():  # fmt: skip
         monkeypatch.setattr(torch.cuda, name, value)
     monkeypatch.setattr(fast_predict, "_can_capture", lambda device: True)
     monkeypatch.setattr(Graph, "made", 0)
-    monkeypatch.setattr(Recorder, "late", request.param)
 
 
 @pytest.mark.usefixtures("graphs")
 @pytest.mark.parametrize("size", [1, 16, 24])
-@pytest.mark.parametrize(
-    ("compact_from", "late"), [(0.0, False), (0.0, True), (0.3, False), (0.3, True), (1.0, False), ("auto", "auto")]
-)
-def test_replayed_graphs_answer_as_predict_does_also_padded_and_cut_and_overfull(size, compact_from, late):
+@pytest.mark.parametrize(("compact_from", "joined"), [*WAYS, ("auto", True)])
+def test_replayed_graphs_answer_as_predict_does_also_padded_and_cut_and_overfull(size, compact_from, joined):
     net = network()
-    fast = FastPredictor(net, samples([0, 0, 1, 2, 3] * 5), batch_sizes=(size,), compact_from=compact_from, late=late)
+    seen = samples([0, 0, 1, 2, 3] * 5)
+    fast = FastPredictor(net, seen, batch_sizes=(size,), compact_from=compact_from, joined=joined)
     assert fast.plans[size].graph and bool(fast.tried[size]) == (compact_from == "auto")
     generator = torch.Generator().manual_seed(1)
     for n in (size, size, -(-size // 2), size, 0, 3 * size + 1, max(size // 5, 1)):
@@ -470,12 +484,15 @@ def test_weights_that_change_in_place_count_at_once_and_weights_that_move_are_no
 
 
 @pytest.mark.usefixtures("graphs")
-def test_a_block_that_writes_over_what_it_gets_does_not_run_beside_the_head_before():
-    net, x = network(in_place=True), samples([0, 1, 2, 3] * 5)
-    fast = FastPredictor(net, x, batch_sizes=(20,), compact_from=1.0)
-    assert fast._graphs[20].run.side is None
+def test_samples_of_another_kind_are_refused_also_where_a_graph_would_take_them():
+    net, x = network(), samples([0, 1, 2, 3] * 5)
+    fast = FastPredictor(net, x, batch_sizes=(20,))
+    for other in (x[:, :1], x.double(), x[:, :, :5], x[0, 0, 0], x[:20, 0]):
+        with pytest.raises(ValueError, match="another FastPredictor"):
+            fast(other)
     same(fast(x), net.predict(x))
-    assert FastPredictor(network(), x, batch_sizes=(20,), compact_from=1.0)._graphs[20].run.side is not None
+    same(fast(x.clone().requires_grad_()), net.predict(x))
+    same(fast(x), net.predict(x))
 
 
 class Waits(nn.Module):
@@ -496,12 +513,12 @@ def test_where_a_block_cannot_be_captured_operations_run_one_by_one_after_a_warn
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize(("fused", "norm"), [(False, False), (True, False), (True, True)])
-@pytest.mark.parametrize(("compact_from", "late"), [("auto", "auto"), (0.0, False), (0.0, True), (1.0, False)])
-def test_real_graphs_answer_as_predict_does(fused, norm, compact_from, late):
+@pytest.mark.parametrize(("compact_from", "joined"), [*WAYS, ("auto", True)])
+def test_real_graphs_answer_as_predict_does(fused, norm, compact_from, joined):
     net = network(norm=norm).cuda()
     example = samples([0, 0, 1, 2, 3] * 40).cuda()
     sizes = (1, 16, 64)
-    fast = FastPredictor(net, example, batch_sizes=sizes, fused=fused, compact_from=compact_from, late=late)
+    fast = FastPredictor(net, example, batch_sizes=sizes, fused=fused, compact_from=compact_from, joined=joined)
     assert all(plan.graph for plan in fast.plans.values())
     for n in (1, 2, 16, 40, 64, 150):
         for shift in range(4):
