@@ -128,7 +128,7 @@ def judge(
 
 def _by_one_warp(h: Tensor, n_classes: int) -> bool:
     numbers = triton.next_power_of_2(h.shape[2]) * triton.next_power_of_2(n_classes)
-    return len(h) <= _FEW and numbers <= MOST_OF_A_HEAD
+    return len(h) <= _FEW and numbers <= _SMALL and h.dtype != torch.float32  # for which Triton 3.6 fails to compile it
 
 
 def token_fits(h: Tensor, n_classes: int) -> bool:

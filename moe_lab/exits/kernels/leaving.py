@@ -114,18 +114,18 @@ def _after(
 @jit
 def _choose(
     gates, samples, given_away, tails, source, new_samples, new_given_away, n_rows, n_exits, keep,
-    AT_END: tl.constexpr, DIRECT: tl.constexpr, ROWS: tl.constexpr
+    AT_END: tl.constexpr, DIRECT: tl.constexpr, TAIL: tl.constexpr, ROWS: tl.constexpr
 ):  # fmt: skip
     """First a list of who is still there behind the first ``keep`` rows, then one of them for each gap."""
     n_tails = 0
     begin = keep
     while begin < n_rows:
-        row = begin + tl.arange(0, ROWS)
+        row = begin + tl.arange(0, TAIL)
         after, _ = _after(row, gates, samples, given_away, n_rows, n_exits, AT_END, DIRECT)
         there = (after >= 0).to(tl.int32)
         tl.store(tails + n_tails + tl.cumsum(there, 0) - 1, row, mask=there > 0)
         n_tails += tl.sum(there, 0)
-        begin += ROWS
+        begin += TAIL
     tl.debug_barrier()  # all of the list is written before any of it is read
     n_gaps = 0
     begin = 0
@@ -152,7 +152,7 @@ def _many_kernel(
     judged, gates, samples, given_away, tails, source, new_samples, new_given_away,
     probabilities, exits, cost, costs, checks,
     n_rows, n_classes, first, n_exits, keep,
-    AT_END: tl.constexpr, COSTS: tl.constexpr, DIRECT: tl.constexpr, BLOCK: tl.constexpr,
+    AT_END: tl.constexpr, COSTS: tl.constexpr, DIRECT: tl.constexpr, TAIL: tl.constexpr, BLOCK: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """The first program chooses, and decides for all rows to do so; each of the others answers for some."""
@@ -160,7 +160,7 @@ def _many_kernel(
     if me == 0:
         _choose(
             gates, samples, given_away, tails, source, new_samples, new_given_away, n_rows, n_exits, keep,
-            AT_END, DIRECT, BLOCK
+            AT_END, DIRECT, TAIL, BLOCK
         )  # fmt: skip
     else:
         row = (me - 1) * ROWS + tl.arange(0, ROWS)
@@ -213,6 +213,7 @@ def leave_and_choose(
     else:
         tails, rows = torch.empty_like(samples), max(1, 8192 // columns)
         written = tails, source, *after, *answers.tensors()
-        blocks = min(triton.next_power_of_2(n_rows), 4096), rows, columns
+        tail, block = (min(triton.next_power_of_2(max(size, 512)), 4096) for size in (n_rows - keep, keep))
+        blocks = tail, block, rows, columns
         _many_kernel[(1 + triton.cdiv(n_rows, rows),)](*state, *written, *sizes, *kinds, *blocks, num_warps=16)
     return source, *after

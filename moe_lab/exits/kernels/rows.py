@@ -8,13 +8,14 @@ from moe_lab.triton_support import jit, tl, triton
 
 
 @jit
-def _move_kernel(h, source, width, COLUMNS: tl.constexpr):
-    row, part = tl.program_id(0), tl.program_id(1)
-    from_row = tl.load(source + row)
-    if from_row != row:
-        c = part * COLUMNS + tl.arange(0, COLUMNS)
-        numbers = tl.load(h + from_row.to(tl.int64) * width + c, mask=c < width)
-        tl.store(h + row.to(tl.int64) * width + c, numbers, mask=c < width)
+def _move_kernel(h, source, keep, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    c = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    for i in range(ROWS):
+        row = tl.program_id(0) * ROWS + i
+        from_row = tl.load(source + row, mask=row < keep, other=row)
+        if from_row != row:
+            numbers = tl.load(h + from_row.to(tl.int64) * width + c, mask=c < width)
+            tl.store(h + row.to(tl.int64) * width + c, numbers, mask=c < width)
 
 
 def move(h: Tensor, source: Tensor) -> Tensor:
@@ -24,7 +25,11 @@ def move(h: Tensor, source: Tensor) -> Tensor:
         h: is changed.
         source: (C',) int32, each its own place or one behind the first C'.
     """
-    width = h[0].numel()
+    keep, width = len(source), h[0].numel()
     columns = min(triton.next_power_of_2(width), 2048)
-    _move_kernel[(len(source), triton.cdiv(width, columns))](h, source, width, columns, num_warps=4)
-    return h[: len(source)]
+    rows = triton.next_power_of_2(
+        triton.cdiv(keep, 512)
+    )  # most rows stay: a program for each would cost more than these
+    grid = triton.cdiv(keep, rows), triton.cdiv(width, columns)
+    _move_kernel[grid](h, source, keep, width, rows, columns, num_warps=4)
+    return h[:keep]
