@@ -113,7 +113,8 @@ def by_soft_epochs(study: Result, control: Result, gate: str) -> pd.DataFrame:
         raise ValueError(f"the study needs {gate} with and without local search")
     without, learned, unlearned = of_gate
     drawn = {row["trial"]: row["drawn"] for row in control.curves["trials"] if row["gate"] == gate}
-    epochs = pd.Series({trial: values["permutation_epochs"] for trial, values in drawn.items()})
+    scale = study.config.get("search_scale", 1)  # whole numbers stay whole
+    epochs = pd.Series({trial: round(values["permutation_epochs"] * scale, 9) for trial, values in drawn.items()})
     rows = {
         soft: _effect(without, *(losses[losses.index.isin(trials)] for losses in (learned, unlearned)))
         for soft, trials in epochs.groupby(epochs).groups.items()

@@ -103,8 +103,10 @@ def draw_null(
 def draw_soft_phase(ax: Axes, study: Result, control: Result, gate: str, *, title: str) -> None:
     """Mean test loss of ``gate``+ against the length of its soft phase, learned and not learned; bars: standard errors.
 
-    At 0: the gate without "+". The trials differ in learning rate as well, the same ones for both lines.
+    At 0: the gate without "+". The trials differ in learning rate as well, the same ones for both lines. A study that
+    searches for a fraction of the epochs it draws (``search_scale``) has that fraction on its axis.
     """
+    scale = study.config.get("search_scale", 1.0)
     name = f"{gate}+"
     color, marker = gate_color(gate), gate_style(gate)["marker"]
     style = {"color": color, "marker": marker, "markersize": 7, "capsize": 3}
@@ -115,12 +117,12 @@ def draw_soft_phase(ax: Axes, study: Result, control: Result, gate: str, *, titl
     alone = of(study, gate)["test_loss"]
     ax.errorbar([0], [alone.mean()], [alone.sem()], **style, label=f"{gate}")
     for result, shift, linestyle, label in (
-        (study, -0.04, "--", name),
-        (control, 0.04, ":", f"{name}, nothing learned"),
+        (study, -0.04 * scale, "--", name),
+        (control, 0.04 * scale, ":", f"{name}, nothing learned"),
     ):
         losses = of(result, name).groupby("permutation_epochs")["test_loss"]
         ax.errorbar(
-            losses.mean().index + shift,
+            losses.mean().index * scale + shift,
             losses.mean(),
             losses.sem(),
             **style,
@@ -129,7 +131,7 @@ def draw_soft_phase(ax: Axes, study: Result, control: Result, gate: str, *, titl
             label=label,
         )
     ax.set(xlabel="epochs with a soft permutation", ylabel="mean test loss", title=title)
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=scale == 1))
 
 
 def draw_selection(ax: Axes, curves: tuple[np.ndarray, np.ndarray, np.ndarray], *, title: str) -> None:

@@ -172,6 +172,8 @@ def test_trials_are_grouped_by_the_length_of_their_soft_phase():
         [6.0, 3.5, 4.0, -0.5],
     ]
     assert table["pairs"].tolist() == [1, 2]
+    study.config["search_scale"] = control.config["search_scale"] = 0.1  # epochs are a tenth of what was drawn
+    assert unlearned_search.by_soft_epochs(study, control, "hash+").index.tolist() == [0.1, 0.2]
     with pytest.raises(ValueError, match=r"topk\+ with and without"):
         unlearned_search.by_soft_epochs(study, control, "topk+")
 

@@ -67,3 +67,11 @@ def test_soft_phase_shows_means_by_its_length_beside_the_bare_gate(ax):
     draw_soft_phase(ax, study, control, "hash", title="")
     means = [container[0].get_ydata().tolist() for container in ax.containers]
     assert means == [[6], [5, 3], [4, 3]]
+
+
+def test_soft_phase_of_a_study_that_searches_for_a_fraction_of_the_epochs_it_draws(ax):
+    rows = [{"gate": gate, "test_loss": 1.0, "drawn": {"permutation_epochs": 3}} for gate in ("hash", "hash+") * 2]
+    study, control = (Result("toy", {"search_scale": 0.2}, None, curves={"trials": rows}) for _ in range(2))
+    draw_soft_phase(ax, study, control, "hash", title="")
+    x = [float(container[0].get_xdata()[0]) for container in ax.containers]
+    assert x[0] == 0 and all(abs(at - 0.6) < 0.02 for at in x[1:])

@@ -2,7 +2,7 @@
 
 As many programs as run at once take tiles in turns, and the loops over tiles and over a tile's depth are flattened into
 one: the operands of the next tile are on their way while this one is stored. On an H200, timed alone, these products do
-4 to 24 % more operations per second than `torch.nn.functional.grouped_mm` (D and H of 1,024 to 4,096; notebook 15). The
+1 to 18 % more operations per second than `torch.nn.functional.grouped_mm` (D and H of 1,024 to 4,096; notebook 15). The
 oracle is that function, and a loop over experts.
 
 Operands and results move by tensor descriptors (Hopper's copy engine). Where experts end the engine itself stops, by
@@ -11,9 +11,11 @@ are computed like others, and never written. A tile is stored in two pieces: who
 not fit into shared memory beside the operands that are on their way, and each piece waits until the one before has left
 it.
 
-Tried and not kept: a table of tiles in memory instead of the search in each program (no faster); products that end in
-the activation, or in its backward, and so save a pass over memory (a longer end costs the product more than that: 0.81
-and 0.83 of a dense layer instead of 0.86 with an earlier product; H200, 64 experts, k = 8; one run, not recorded).
+Tried and not kept: a table of tiles in memory instead of the search in each program (no faster); one barrier for both
+operands of `outer` instead of two (no faster); other depths and stages (64 x 3, 32 x 6, 32 x 7, 128 x 2: from 3 %
+faster to 60 % slower, by size); products that end in the activation, or in its backward, and so save a pass over memory
+(a longer end costs the product more than that: 0.81 and 0.83 of a dense layer instead of 0.86 with an earlier product;
+H200, 64 experts, k = 8). One run each, not recorded.
 """
 
 from __future__ import annotations
