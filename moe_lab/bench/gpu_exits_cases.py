@@ -129,7 +129,7 @@ def _synchronised(answer: Answer, batches: Sequence[Tensor]) -> Callable[[], Non
     def step() -> None:
         for x in batches:
             answer(x)
-            if x.device.type == "cuda" and not isinstance(answer, FastPredictor):  # which has waited for the device
+            if x.device.type == "cuda":
                 torch.cuda.synchronize()
 
     return step

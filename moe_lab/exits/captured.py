@@ -53,7 +53,7 @@ class Stretches:
     """Stem and blocks of a network, some in a row at a time, and its heads; perhaps through `torch.compile`.
 
     Compiled blocks in a row are one piece: the end of one and the beginning of the next may be one kernel. Stretches of
-    equally many blocks share their code.
+    equally many blocks with equal parameters share their code.
 
     Args:
         network: whose modules run.
@@ -81,13 +81,14 @@ class Stretches:
         if not self.compiled:
             return _outputs(modules, n_silent, h, source)
         sizes = (len(h), None if source is None else len(source)) if self.static else source is None
-        kind = (of, len(modules), n_silent, sizes)
-        if (start, kind) not in self._made:
+        key = (of, start, len(modules), sizes)
+        if key not in self._made:
+            kind = (of, len(modules), n_silent, sizes, *(tuple(p.shape) for m in modules for p in m.parameters()))
             if kind not in self._kinds:
                 self._kinds[kind] = _kind(f"{of}_{len(self._kinds)}")
             stretch = self._kinds[kind](modules, n_silent)
-            self._made[start, kind] = torch.compile(stretch, dynamic=False if self.static else None)
-        return self._made[start, kind](h, source)
+            self._made[key] = torch.compile(stretch, dynamic=False if self.static else None)
+        return self._made[key](h, source)
 
 
 @dataclass(frozen=True)
@@ -112,15 +113,25 @@ class Parts:
 
 
 @torch.no_grad()
-def writes_over(network: MultiExitNetwork, x: Tensor) -> bool:
-    """A block changes what it gets, which an exit may still have to read."""
-    h = network.stem(x)
-    for block in network.blocks:
-        given, version = h, h._version
-        h = block(given)
-        if given._version != version:
-            return True
-    return False
+def can_be_joined(network: MultiExitNetwork, x: Tensor) -> bool:
+    """All heads may read what the blocks returned after the last of these: no module changes what it gets.
+
+    Args:
+        network: in eval mode.
+        x: a sample or more, to try it with.
+    """
+    with torch.inference_mode(False):  # else nobody counts changes
+        h = network.stem(x.clone())
+        for block, head in zip(network.blocks, network.heads, strict=True):
+            for module in (block, head):
+                if not isinstance(h, Tensor):
+                    return False
+                given, version = h, h._version
+                found = module(given)
+                if given._version != version:
+                    return False
+                h = found if module is block else h
+    return True
 
 
 class Run:

@@ -8,7 +8,8 @@ twenty operations of a few microseconds; and for few samples starting a block ta
 * nobody waits: how many rows each block gets is planned from the shares of samples that stayed inside before (`plan`).
   For the few batches in which more stay than there is room, those samples are answered again by `predict`;
 * an exit is two kernels (`kernels`): one judges, together with the head if that is of the usual kind (`token_heads`);
-  one decides, writes down the answers and chooses who takes whose place. A third moves only rows that fill a gap;
+  one decides, writes down the answers and chooses who takes whose place. A third moves only rows that fill a gap, or
+  none does, and a compiled step finds them where they are;
 * blocks between which no row is taken out are one step: `torch.compile` sees them at once, and their exits follow
   behind the last of them, all at once (`captured.Run`);
 * so a whole batch is one CUDA graph per batch size;
@@ -18,8 +19,8 @@ twenty operations of a few microseconds; and for few samples starting a block ta
 Tried and not kept: halves of a large batch side by side, so that a block of one runs while rows of the other are moved
 (it took as long as the whole batch: 4,096 images, H200: 0.865 of the saved multiply-adds, and 0.872; one run, not
 recorded); exits on a stream of their own beside the next block, and rows taken out one block late, for which each block
-must be compiled by itself (64 images, H200: 0.91 of the fastest full network's speed, where steps of several blocks
-reach 1.01; one run each).
+must be compiled by itself (64 images, H200: 0.91 of the fastest full network's speed in one run; in a later one, with
+other kernels, blocks by themselves reached 0.96 and steps of several blocks 1.01).
 
 Which of these is fastest depends on the network and the batch size: with ``compact_from="auto"`` it is measured once.
 
@@ -41,7 +42,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from moe_lab.exits.captured import Graphs, Parts, Run, Stretches, writes_over
+from moe_lab.exits.captured import Graphs, Parts, Run, Stretches, can_be_joined
 from moe_lab.exits.checks import check_answers, check_device
 from moe_lab.exits.network import MultiExitNetwork, Prediction
 from moe_lab.exits.plan import plan_rows, shares_inside
@@ -94,8 +95,8 @@ class FastPredictor:
         compact_from: least share of rows to be taken out at once, see `plan.plan_rows`; "auto": the fastest of
             `THRESHOLDS` on batches of ``example`` (with CUDA graphs; else 0.02).
         joined: let blocks between which no row is taken out be one step, in batches of more than `FEW` and at most
-            `MANY` samples (what all blocks of a step return is kept until its end). A network with a block that writes
-            over what it gets is never joined.
+            `MANY` samples (what all blocks of a step return is kept until its end). A network with a block or a head
+            that writes over what it gets is never joined.
         spread: standard deviations of room, see `plan`.
         compiled: stem, blocks and heads through `torch.compile`; with CUDA graphs for each number of rows by itself,
             which takes minutes where many plans are tried.
@@ -151,10 +152,10 @@ class FastPredictor:
         kept = frozenset(tensor.untyped_storage().data_ptr() for tensor in owned)
         n_classes = found[0].probabilities.shape[1]
         token_heads = [token_head(head, n_classes) if fused else None for head in network.heads]
-        stretches = Stretches(network, compiled, static=graphs and not self._on_cpu)
+        stretches = Stretches(network, compiled, static=graphs and not self._on_cpu and bool(sizes))
         self._parts = Parts(network, stretches, token_heads, n_classes, fused, kept)
         with evaluating(network):
-            self._joined = joined and not writes_over(network, example[:1].clone())
+            self._joined = joined and can_be_joined(network, example[:1])
         self._graphs: dict[int, Graphs] = {}
         self.plans: dict[int, Plan] = {}
         self.tried: dict[int, list[Plan]] = {}

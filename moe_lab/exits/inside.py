@@ -129,7 +129,7 @@ class Inside:
     Attributes:
         samples: (C,) int32; those of the record at first.
         given_away: (C,) float32, as well.
-        told: a copy of the record's checks, if the last `leave` was asked to make one and could.
+        told: the last `leave` was asked for a copy of the record's checks, and made one.
     """
 
     def __init__(self, record: Record, gates: ExitGates, model: str, fused: bool = True, costs: Tensor | None = None):

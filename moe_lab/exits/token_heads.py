@@ -1,6 +1,6 @@
 """Heads of one form, linear(norm(class token)), recognised, so that a kernel can compute them and their exit at once.
 
-Such a head is two or three small operations, behind which the exit waits (`kernels.leave_from_token`).
+Such a head is two or three small operations, behind which the exit waits (`kernels.judge_tokens`).
 """
 
 from __future__ import annotations
@@ -46,6 +46,8 @@ def token_head(head: nn.Module, n_classes: int) -> TokenHead | None:
     hooked = any(module._forward_hooks or module._forward_pre_hooks for module in head.modules())
     parameters = [norm.weight, norm.bias, linear.weight, linear.bias]
     if hooked or any(parameter is None for parameter in parameters) or len(norm.normalized_shape) != 1:
+        return None
+    if not all(parameter.is_contiguous() for parameter in parameters):
         return None
     alike = len({parameter.dtype for parameter in parameters}) == 1 and linear.in_features == norm.normalized_shape[0]
     if not alike or linear.out_features != n_classes or torch.is_autocast_enabled(linear.weight.device.type):

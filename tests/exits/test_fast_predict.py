@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from moe_lab.exits import ExitGates, MultiExitNetwork, fast_predict, kernels
-from moe_lab.exits.captured import Graphs, Run, Stretches
+from moe_lab.exits.captured import Graphs, Run, Stretches, can_be_joined
 from moe_lab.exits.fast_predict import FastPredictor
 from moe_lab.exits.plan import plan_rows
 from moe_lab.models.vit import ClassToken
@@ -144,6 +144,37 @@ def test_blocks_between_which_no_row_is_taken_out_are_one_step():
     assert Run(parts, (3,) * 4, joined=True).steps == [(0, 4)]
 
 
+class Doubled(nn.Module):
+    def forward(self, x):
+        return x.mul_(2.0)
+
+
+@pytest.mark.usefixtures("graphs")
+def test_heads_that_write_over_what_they_get_are_asked_before_the_next_block():
+    net, x = network(), samples([0, 1, 2, 3] * 5)
+    net.heads[1] = nn.Sequential(Doubled(), *net.heads[1])
+    for options in ({"graphs": False}, {"batch_sizes": (20,)}):
+        fast = FastPredictor(net, x, compact_from=1.0, **options)
+        assert not fast._joined
+        same(fast(x), net.predict(x))
+
+
+class Pair(nn.Module):
+    def forward(self, x):
+        return x if x.dim() < 3 else (x, x)
+
+
+def test_what_cannot_be_asked_whether_it_changes_is_not_joined():
+    net, x = network(), samples([0, 1, 2, 3] * 5)
+    assert can_be_joined(net, x[:1])
+    with torch.inference_mode():
+        fast = FastPredictor(net, x, graphs=False)
+        assert fast._joined
+        assert fast(x).exits.tolist() == [0, 1, 2, 3] * 5
+    net.blocks[1] = Pair()
+    assert not can_be_joined(net, x[:1])
+
+
 def test_few_and_many_samples_and_blocks_that_write_over_what_they_get_are_not_joined(monkeypatch):
     monkeypatch.setattr(fast_predict, "MANY", 30)
     x = samples([0, 1, 2, 3])
@@ -235,8 +266,28 @@ def test_every_stretch_is_compiled_once_however_many_there_are():
                 for start in (3, 7):
                     stretches.blocks(torch.randn(rows, 2, WIDTH), start, start + 2)
                     stretches.head(torch.randn(rows, 2, WIDTH), start)
-    assert len(compiled) == 12 + 12 + 12
+        assert len(compiled) == 12 + 12 + 12
+        blocks = [nn.Linear(WIDTH + i, WIDTH + i + 1) for i in range(12)]
+        net = MultiExitNetwork(blocks, [nn.Linear(WIDTH + i + 1, 2) for i in range(12)], ExitGates(11))
+        stretches = Stretches(net, compiled=True, static=True)
+        for i in range(12):
+            stretches.blocks(torch.randn(4, WIDTH + i), i, i + 1)
+            stretches.head(torch.randn(4, WIDTH + i + 1), i)
+    assert len(compiled) == 36 + 12 + 12
     torch.compiler.reset()
+
+
+@pytest.mark.usefixtures("graphs")
+def test_without_sizes_no_number_of_rows_is_compiled_for_itself(monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda stretch, dynamic: compiled.append(dynamic) or stretch)
+    net, x = network(), samples([0, 1, 2, 3] * 5)
+    fast = FastPredictor(net, x, compiled=True, compact_from=0.0)
+    for n in range(17, 21):
+        same(fast(x[:n]), net.predict(x[:n]))
+    assert len(compiled) <= 3 * N_EXITS and set(compiled) == {None}
+    FastPredictor(net, x, compiled=True, compact_from=0.0, batch_sizes=(20,))
+    assert False in compiled
 
 
 @pytest.mark.usefixtures("graphs")

@@ -320,8 +320,7 @@ def test_leaving_and_closing_up_at_once_is_one_after_the_other(n_rows, share, su
 @needs_triton
 def test_the_last_exit_tells_the_host_what_the_checks_are_unless_rows_are_many():
     for n_rows, can in ((37, True), (kernels.MOST_ROWS, True), (kernels.MOST_ROWS + 1, False)):
-        state, told = inside(n_rows, n_rows - 3, 3, gates(1)), torch.full((2,), -1.0)
-        state = inside(n_rows, n_rows - 3, 3, gates(1), fused=True)
+        state, told = inside(n_rows, n_rows - 3, 3, gates(1), fused=True), torch.full((2,), -1.0)
         told = told.pin_memory() if DEVICE == "cuda" else told
         leave(state, torch.randn(n_rows, 3, device=DEVICE), 0, False)
         assert not state.told
@@ -359,7 +358,8 @@ def test_heads_that_do_not_fit_one_kernel_are_left_to_others():
 
 
 def test_only_a_linear_layer_of_the_normed_class_token_is_one():
-    norm, linear = nn.LayerNorm(6), nn.Linear(6, 3)
+    norm, linear, transposed = nn.LayerNorm(6), nn.Linear(6, 3), nn.Linear(6, 3)
+    transposed.weight = nn.Parameter(torch.randn(6, 3).t())  # a kernel would read it as if it lay there row by row
     assert token_head(nn.Sequential(ClassToken(norm), linear), 3) == (norm, linear)
     assert token_head(nn.Sequential(Token("class"), nn.Sequential(norm, linear)), 3) == (norm, linear)
     for other in (
@@ -370,6 +370,7 @@ def test_only_a_linear_layer_of_the_normed_class_token_is_one():
         nn.Sequential(Token("class"), norm, nn.Linear(6, 3, bias=False)),
         nn.Sequential(Token("class"), norm, nn.Linear(6, 4)),
         nn.Sequential(Token("class"), norm, nn.Linear(6, 3).double()),
+        nn.Sequential(Token("class"), norm, transposed),
         linear,
     ):
         assert token_head(other, 3) is None
