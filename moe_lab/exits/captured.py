@@ -142,14 +142,15 @@ class Run:
         rows: L numbers, of `plan.plan_rows`.
         joined: blocks between which no row is taken out are one step, their exits behind the last of them; else each
             block is a step.
-        told: see `Inside.leave`, at the last exit.
 
     Attributes:
         steps: (first block, first that is none of it) of each step.
+        told: see `Inside.leave`, at the last exit; None until somebody wants to be told.
     """
 
-    def __init__(self, parts: Parts, rows: tuple[int, ...], joined: bool = False, told: Tensor | None = None):
-        self.parts, self.rows, self.joined, self.told = parts, rows, joined, told
+    def __init__(self, parts: Parts, rows: tuple[int, ...], joined: bool = False):
+        self.parts, self.rows, self.joined = parts, rows, joined
+        self.told: Tensor | None = None
         self.n_inside: list[Tensor] = []
         starts = [i for i in range(len(rows)) if i == 0 or not joined or rows[i] < rows[i - 1]]
         self.steps = list(zip(starts, [*starts[1:], len(rows)], strict=True))

@@ -62,7 +62,7 @@ class Plan:
     Attributes:
         rows: L numbers: rows of each block.
         compact_from: from which ``rows`` was made.
-        stops: look whether anybody is left, after each block.
+        stops: look whether anybody is left, after each step.
         joined: blocks between which no row is taken out are one step.
         graph: CUDA graphs are replayed; else operations are started one by one.
         ms: median wall time when it was chosen; None: not measured.
@@ -155,7 +155,7 @@ class FastPredictor:
         stretches = Stretches(network, compiled, static=graphs and not self._on_cpu and bool(sizes))
         self._parts = Parts(network, stretches, token_heads, n_classes, fused, kept)
         with evaluating(network):
-            self._joined = joined and can_be_joined(network, example[:1])
+            self._can_join = joined and can_be_joined(network, example[:1])
         self._graphs: dict[int, Graphs] = {}
         self.plans: dict[int, Plan] = {}
         self.tried: dict[int, list[Plan]] = {}
@@ -188,11 +188,11 @@ class FastPredictor:
         self.answered_again = 0
 
     def _candidates(self, n: int, measures: bool, graph: bool) -> list[Plan]:
-        """Plans of other rows or another order, to be measured; one if nothing is."""
+        """Plans that differ in rows or in `stops`, to be measured; one if nothing is."""
         found: dict[tuple, Plan] = {}
+        joined = self._can_join and FEW < n <= MANY
         for threshold in THRESHOLDS if measures else (self._threshold,):
             rows = plan_rows(self.shares, n, threshold, self.spread)
-            joined = self._joined and FEW < n <= MANY
             for stops in (False, True) if measures and n <= FEW else (n <= FEW or self._on_cpu,):
                 found.setdefault((rows, stops), Plan(rows, threshold, stops, graph, joined=joined))
         return list(found.values())

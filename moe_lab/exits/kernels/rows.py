@@ -27,9 +27,8 @@ def move(h: Tensor, source: Tensor) -> Tensor:
     """
     keep, width = len(source), h[0].numel()
     columns = min(triton.next_power_of_2(width), 2048)
-    rows = triton.next_power_of_2(
-        triton.cdiv(keep, 512)
-    )  # most rows stay: a program for each would cost more than these
+    # Most rows stay: a program for each of them costs more than moving the others.
+    rows = triton.next_power_of_2(triton.cdiv(keep, 512))
     grid = triton.cdiv(keep, rows), triton.cdiv(width, columns)
     _move_kernel[grid](h, source, keep, width, rows, columns, num_warps=4)
     return h[:keep]
