@@ -91,8 +91,6 @@ def moe_cases(p: Problem, compiled: bool = True) -> dict[str, Case]:
         "ours, grouped_mm": Case(lambda: ours(own=False)),
     }
     if p.x.device.type == "cuda":
-        cases["ours, overlap"] = Case(lambda: ours(overlap=True))
-        cases["ours, overlap, CUDA graph"] = Case(lambda: captured(ours(overlap=True)))
         cases["ours, CUDA graph"] = Case(lambda: captured(ours()))
         graph = "ours, variable k, bounded, CUDA graph"
         cases[graph] = Case(lambda: captured(ours(p.variable, most=p.most)), variable=True)

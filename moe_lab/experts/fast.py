@@ -41,7 +41,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from moe_lab.cuda_streams import Beside
 from moe_lab.experts.kernels import (
     ACTIVATIONS,
     Order,
@@ -118,7 +117,6 @@ class _GroupedMLP(torch.autograd.Function):
         activation: str,
         recompute: bool,
         own: bool,
-        overlap: bool,
     ) -> Tensor:
         order = _order(value, experts, most, w1.shape[0])
         place, ends, g, starts, _ = order
@@ -130,7 +128,7 @@ class _GroupedMLP(torch.autograd.Function):
         kept = (x, None) if recompute else (rows, a)
         ctx.save_for_backward(*kept, h, w1, b1, w2, *order)
         ctx.k, ctx.n_tokens = value.shape[1], x.shape[0]
-        ctx.activation, ctx.recompute, ctx.own, ctx.overlap = activation, recompute, own, overlap
+        ctx.activation, ctx.recompute, ctx.own = activation, recompute, own
         return y
 
     @staticmethod
@@ -141,33 +139,26 @@ class _GroupedMLP(torch.autograd.Function):
         needs_x, _, needs_w1, _, needs_w2 = ctx.needs_input_grad[:5]
         grad_rows = scatter_rows(grad, place, slots)
         grad_a = _each(grad_rows, w2, ends, ctx.own, transposed=True)
-        grad_w1 = grad_w2 = grad_x = None
-        beside = Beside(grad.device, ctx.overlap)
-        if needs_w2 and not ctx.recompute:
-            grad_w2 = _outer(a, grad_rows, ends, ctx.own)
-        with beside:
-            grad_h, grad_g, grad_b1, again = activate_backward(h, b1, g, ends, ctx.activation, grad_a, ctx.recompute)
-        beside.join(grad_g, grad_b1, again)
-        if needs_w2 and ctx.recompute:
-            grad_w2 = _outer(again, grad_rows, ends, ctx.own)
-        del again, grad_a, grad_rows
-        grad_rows = _each(grad_h, w1, ends, ctx.own, transposed=True) if needs_x else None
-        if needs_w1 and ctx.recompute:
-            rows = scatter_rows(rows, place, slots)
-        beside = Beside(grad.device, ctx.overlap)
+        grad_h, grad_g, grad_b1, again = activate_backward(h, b1, g, ends, ctx.activation, grad_a, ctx.recompute)
+        a = again if ctx.recompute else a
+        del again, grad_a
+        grad_w2 = _outer(a, grad_rows, ends, ctx.own) if needs_w2 else None
+        del grad_rows
+        grad_w1 = grad_x = None
         if needs_w1:
+            if ctx.recompute:
+                rows = scatter_rows(rows, place, slots)
             grad_w1 = _outer(rows, grad_h, ends, ctx.own)
         if needs_x:
-            with beside:
-                grad_x = sum_rows(grad_rows, place, slots, ctx.n_tokens)
-            beside.join(grad_x)
+            grad_rows = _each(grad_h, w1, ends, ctx.own, transposed=True)
+            grad_x = sum_rows(grad_rows, place, slots, ctx.n_tokens)
         if row is None:
             grad_value = grad_g.index_select(0, place).view(-1, ctx.k)
         else:  # a pair that was not computed gets no gradient
             grad_value = torch.where(row >= 0, grad_g[row.clamp(min=0)] if len(grad_g) else 0.0, 0.0)
         if grad_b1 is not None:
             grad_b1 = grad_b1.to(b1.dtype)
-        return grad_x, grad_value, grad_w1, grad_b1, grad_w2, None, None, None, None, None, None
+        return grad_x, grad_value, grad_w1, grad_b1, grad_w2, None, None, None, None, None
 
 
 def _check(
@@ -207,7 +198,6 @@ def grouped_mlp(
     most: int | None = None,
     recompute: bool = False,
     own: bool = True,
-    overlap: bool = False,
 ) -> Tensor:
     """y(t) = sum_e g_e(t) (act(x_t W1_e + b1_e) W2_e + b2_e), computing only routed pairs.
 
@@ -225,8 +215,6 @@ def grouped_mlp(
         recompute: keep less for the backward; see the module.
         own: products of our own where they can run (`kernels.product_runs`, `outer_runs`); False: the library's, for
             comparison.
-        overlap: on CUDA, let passes over memory run on a second stream beside products that need nothing of them (the
-            activation's backward beside dW2, the sum of dX beside dW1). Not timed yet, so nobody asks for it.
 
     Returns:
         (T, F), in x's dtype (autocast's under autocast). Sums over pairs are in float32 at least. Not differentiable
@@ -249,5 +237,5 @@ def grouped_mlp(
         weights = value.new_zeros(n_tokens, n_experts).scatter(1, experts, value) if b2 is not None else None
     with torch.autocast(device, enabled=False):
         value = value.to(torch.promote_types(dtype, torch.float32))
-        y = _GroupedMLP.apply(x, value, w1, b1, w2, experts, most, activation, recompute, own, overlap)
+        y = _GroupedMLP.apply(x, value, w1, b1, w2, experts, most, activation, recompute, own)
         return y if b2 is None else torch.addmm(y, weights.to(dtype), b2.to(dtype))

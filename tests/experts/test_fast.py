@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from moe_lab.bench.device import captured
 from moe_lab.experts import ConvExperts, MLPExperts, MoE, MultiGateMoE, combine_experts, kernels, run_everything
 from moe_lab.experts.dispatch import _takes_fast, run_experts, why_not_fast
 from moe_lab.experts.fast import groupable, grouped_mlp
@@ -30,9 +29,6 @@ def small_tiles(monkeypatch):
             monkeypatch.setitem(kernels.BLOCKS, name, kernels.Blocks(16, 32, 1))
         for name in kernels.PRODUCTS:
             monkeypatch.setitem(kernels.PRODUCTS, name, kernels.Product(16, 16, 1, depth=8, stages=1))
-
-
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
 def make_bank(n_experts, sizes=(D, H, F), activation="gelu", dtype=torch.float64):
@@ -156,7 +152,7 @@ def test_all_six_products_are_our_own_where_they_can_run(monkeypatch):
     same([y, *gradients(y, leaves)], expected, 1e-10)
     w1, w2 = (5, D, H), (5, H, F)
     assert asked[:3] == [((42, D), w1, False), ((42, H), w2, False), ((42, F), w2, True)]
-    assert asked[3:] == [((42, H), (42, F)), ((42, H), w1, True), ((42, D), (42, H))]
+    assert asked[3:] == [((42, H), (42, F)), ((42, D), (42, H)), ((42, H), w1, True)]
 
 
 @pytest.mark.parametrize("recompute", [False, True])
@@ -172,30 +168,6 @@ def test_products_of_our_own_give_the_same_layer_and_where_they_cannot_run_the_s
         y = grouped_mlp(x, routing, *layer(bank), recompute=recompute)
         for a, b in zip([y, *gradients(y, leaves)], [expected, *gradients(expected, leaves)], strict=True):
             assert torch.equal(a, b) or (kernels.usable(x) and (a - b).norm() < 5e-3 * b.norm())
-
-
-@pytest.mark.parametrize("recompute", [False, True])
-@pytest.mark.parametrize("captures", [False, pytest.param(True, marks=needs_cuda)])
-def test_passes_over_memory_beside_products_give_the_same_bits(recompute, captures):
-    """On CUDA with sizes for which streams do overlap, again and again; elsewhere nothing runs beside anything."""
-    large = torch.cuda.is_available()
-    n_tokens, width, hidden = (8192, 512, 1024) if large else (21, D, H)
-    device, dtype = ("cuda", torch.bfloat16) if large else ("cpu", torch.float32)
-    bank = MLPExperts(8, (width, hidden, width), "gelu", activate_last=False).to(device, dtype)
-    experts = torch.rand(n_tokens, 8, device=device).argsort(1)[:, :2]
-    values = torch.rand(n_tokens, 2, device=device, requires_grad=True)
-    x = torch.randn(n_tokens, width, device=device, dtype=dtype, requires_grad=True)
-    leaves, weight = [x, values, *bank.parameters()], torch.randn(n_tokens, width, device=device, dtype=dtype)
-
-    def run(**options):
-        y = grouped_mlp(x, (experts, values), *layer(bank), recompute=recompute, **options)
-        return [y, *torch.autograd.grad((y * weight).sum(), leaves)]
-
-    expected = run()
-    again = captured(lambda: run(overlap=True)) if captures else lambda: run(overlap=True)
-    for _ in range(20 if large else 1):
-        for found, wanted in zip(again(), expected, strict=True):
-            assert torch.equal(found, wanted)
 
 
 def test_gradcheck_in_float64():
@@ -426,6 +398,9 @@ def test_it_compiles_without_graph_breaks():
     same([y, *gradients(y, leaves)], [expected, *gradients(expected, leaves)], 1e-2)
 
 
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
 def on_cuda(n_experts=16, k=2, tokens=333, sizes=(128, 256, 128)):
     bank = make_bank(n_experts, sizes, dtype=torch.bfloat16).cuda()
     experts, values, spread = fixed(tokens, n_experts, k, torch.float32)
@@ -513,9 +488,9 @@ def test_a_fixed_number_of_experts_can_be_captured_in_a_cuda_graph():
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        result = step()
+        captured = step()
     with torch.no_grad():
         x.normal_()
         experts.copy_(torch.rand(333, 16).topk(2, dim=1).indices)  # other loads, same shapes
     graph.replay()
-    same(result, step(), 1e-2)
+    same(captured, step(), 1e-2)
