@@ -3,6 +3,7 @@ module was imported (slow, for tests)."""
 
 from __future__ import annotations
 
+import functools
 import os
 
 import torch
@@ -30,11 +31,28 @@ def usable(x: Tensor) -> bool:
     return x.device.type == "cpu" and INTERPRETED
 
 
+@functools.cache
+def _properties(device: torch.device):
+    return torch.cuda.get_device_properties(device)
+
+
 def capability(device: torch.device) -> tuple[int, int]:
     """Compute capability of an NVIDIA GPU, (9, 0) on Hopper; (0, 0) for every other device."""
     if device.type != "cuda" or torch.version.hip is not None:
         return 0, 0
-    return torch.cuda.get_device_capability(device)
+    if torch.compiler.is_compiling():  # which looks through caches, and says so
+        return torch.cuda.get_device_capability(device)
+    return _properties(device).major, _properties(device).minor
+
+
+def multiprocessors(device: torch.device) -> int:
+    """How many a GPU has; in the interpreter 2 programs are enough for a test."""
+    return 2 if INTERPRETED else _properties(device).multi_processor_count
+
+
+def cdiv(n: int, size: int) -> int:
+    """n / size, rounded up. (`triton.cdiv` is made for kernels: from outside a call of it takes microseconds.)"""
+    return -(-n // size)
 
 
 def jit(function):

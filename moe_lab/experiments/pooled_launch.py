@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 
 from moe_lab.experiments.pooled_kernels import forward_kernel, image_kernel, weights_kernel
 from moe_lab.experts.kernels.common import power_of_2
-from moe_lab.triton_support import capability, triton, usable
+from moe_lab.triton_support import capability, cdiv, usable
 
 MOST_CHANNELS = 32  # with more, accumulators do not fit into registers
 PROGRAMS = 2048  # of ``weights``, about: its cells are dealt to so many, whatever the device, and their sums added up
@@ -131,7 +131,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor, kernel: int) -> tuple[Tenso
     index = torch.empty_like(y, dtype=torch.uint8)
     if y.numel():
         filters = _filters(sizes, weight, x.dtype, tiles.depth)
-        grid = (triton.cdiv(sizes.images * sizes.pooled[0] * sizes.pooled[1], tiles.rows), sizes.groups)
+        grid = (cdiv(sizes.images * sizes.pooled[0] * sizes.pooled[1], tiles.rows), sizes.groups)
         forward_kernel[grid](
             x, filters, bias, y, index, sizes.images, sizes.groups // sizes.inputs, **sizes.constants(), RP=sizes.row,
             DEPTH=filters.shape[1], M=tiles.rows, STEP=tiles.depth, STAGES=tiles.stages, num_warps=tiles.warps,
@@ -146,11 +146,9 @@ def weight_gradient(x: Tensor, weight: Tensor, index: Tensor, grad: Tensor, kern
     if not n_cells:
         zeros = torch.zeros_like(weight, dtype=torch.float32)
         return zeros, zeros[:, 0].clone()
-    n_tiles, steps = triton.cdiv(n_cells, tiles.rows), sizes.steps(tiles.depth)
-    part = triton.cdiv(n_tiles, min(max(PROGRAMS // (steps * sizes.groups), 1), n_tiles)) * tiles.rows
-    sums = x.new_empty(
-        triton.cdiv(n_cells, part), sizes.groups, steps * tiles.depth, 4 * sizes.columns, dtype=torch.float32
-    )
+    n_tiles, steps = cdiv(n_cells, tiles.rows), sizes.steps(tiles.depth)
+    part = cdiv(n_tiles, min(max(PROGRAMS // (steps * sizes.groups), 1), n_tiles)) * tiles.rows
+    sums = x.new_empty(cdiv(n_cells, part), sizes.groups, steps * tiles.depth, 4 * sizes.columns, dtype=torch.float32)
     weights_kernel[(steps, sizes.groups, len(sums))](
         x, grad, index, sums, sizes.images, sizes.groups // sizes.inputs, part, **sizes.constants(), RP=sizes.row,
         DEPTH=sums.shape[2], M=tiles.rows, STEP=tiles.depth, STAGES=tiles.stages, num_warps=tiles.warps,
@@ -169,7 +167,7 @@ def image_gradient(x: Tensor, weight: Tensor, index: Tensor, grad: Tensor, kerne
         padded = power_of_2(2 * sizes.c_in, 8)
         filters = _transposed(sizes, _filters(sizes, weight, x.dtype, 1), padded)
         squares = sizes.images * ((sizes.height + 1) // 2) * ((sizes.width + 1) // 2)
-        image_kernel[(triton.cdiv(squares, tiles.rows), sizes.groups)](
+        image_kernel[(cdiv(squares, tiles.rows), sizes.groups)](
             grad, index, filters, out, sizes.images, **sizes.constants(), SP=padded, M=tiles.rows,
             STAGES=tiles.stages, num_warps=tiles.warps,
         )  # fmt: skip

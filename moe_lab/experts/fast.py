@@ -155,7 +155,9 @@ class _GroupedMLP(torch.autograd.Function):
         if row is None:
             grad_value = grad_g.index_select(0, place).view(-1, ctx.k)
         else:  # a pair that was not computed gets no gradient
-            grad_value = torch.where(row >= 0, grad_g[row.clamp(min=0)] if len(grad_g) else 0.0, 0.0)
+            at = row.clamp(min=0).view(-1)
+            grad_value = grad_g.index_select(0, at).view_as(row) if len(grad_g) else grad_g.new_zeros(row.shape)
+            grad_value = grad_value.masked_fill_(row < 0, 0)
         if grad_b1 is not None:
             grad_b1 = grad_b1.to(b1.dtype)
         return grad_x, grad_value, grad_w1, grad_b1, grad_w2, None, None, None, None, None

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from moe_lab.gates.losses import _EPSILON, selection_entropy
 from moe_lab.gates.tree_kernels import backward_kernel, forward_kernel
 from moe_lab.gates.trees import combine_trees, walk_levels
-from moe_lab.triton_support import capability, triton
+from moe_lab.triton_support import capability, cdiv
 from moe_lab.triton_support import usable as triton_runs
 
 MOST_EXPERTS = 1024
@@ -145,7 +145,7 @@ def trees(logits: Tensor, bias: Tensor, k: int, gamma: float, entropy: bool) -> 
     log_mass = logits.new_empty(n_tokens)
     shift = logits.new_empty(1 << sizes["TOP"], n_tokens) if sizes["TOP"] else log_mass
     uncertain = logits.new_empty(n_tokens) if entropy else log_mass
-    forward_kernel[(triton.cdiv(n_tokens, blocks.tokens),)](
+    forward_kernel[(cdiv(n_tokens, blocks.tokens),)](
         logits, bias, weights, log_mass, shift, uncertain, n_tokens, 1 / gamma, _EPSILON,
         **sizes, ENTROPY=entropy, **blocks.options,
     )  # fmt: skip
@@ -177,7 +177,7 @@ def trees_backward(
     n_experts, n_tokens = weights.shape
     blocks = blocks_table(n_experts)["backward"]
     grad, has_entropy = torch.empty_like(logits, dtype=dtype), grad_entropy is not None
-    backward_kernel[(triton.cdiv(n_tokens, blocks.tokens) * k,)](
+    backward_kernel[(cdiv(n_tokens, blocks.tokens) * k,)](
         logits, bias, weights, log_mass, grad_weights, grad_entropy if has_entropy else log_mass, grad, n_tokens,
         1 / gamma, _EPSILON, **_sizes("backward", n_experts, k), ENTROPY=has_entropy, **blocks.options,
     )  # fmt: skip

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from moe_lab.triton_support import jit, tl, triton, usable
+from moe_lab.triton_support import cdiv, jit, tl, triton, usable
 
 MOST_CLASSES = 4096  # a row of logits is held in registers
 MOST_OF_A_HEAD = 2**13  # numbers of a linear layer that one program holds
@@ -121,9 +121,7 @@ def judge(
     rows = max(1, min(16, 2048 // columns))
     warps = 1 if rows * columns <= 512 else 4
     sizes = (n_rows, n_classes, at_end, rows, columns)
-    _judge_kernel[(triton.cdiv(n_rows, rows),)](
-        logits.contiguous(), *gate, probabilities, gates, *sizes, num_warps=warps
-    )
+    _judge_kernel[(cdiv(n_rows, rows),)](logits.contiguous(), *gate, probabilities, gates, *sizes, num_warps=warps)
 
 
 def _by_one_warp(h: Tensor, n_classes: int) -> bool:
@@ -167,6 +165,6 @@ def judge_tokens(
     rows, least, warps = (1, 1, 1) if _by_one_warp(hs[0], n_classes) else (16, 16, 4)
     sizes = (n_rows, n_classes, n_tokens * width, width, len(hs), at_end, rows)
     blocks = (max(triton.next_power_of_2(size), least) for size in (n_classes, width))
-    _judge_tokens_kernel[(triton.cdiv(n_rows, rows), len(hs))](
+    _judge_tokens_kernel[(cdiv(n_rows, rows), len(hs))](
         tuple(hs), *zip(*parameters, strict=True), probabilities, gates, *sizes, *blocks, num_warps=warps
     )

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from moe_lab.triton_support import jit, tl, triton
+from moe_lab.triton_support import cdiv, jit, tl, triton
 
 MOST_ROWS = 1024  # each program of `leave_and_choose` looks at all of them
 
@@ -215,5 +215,5 @@ def leave_and_choose(
         written = tails, source, *after, *answers.tensors()
         tail, block = (min(triton.next_power_of_2(max(size, 512)), 4096) for size in (n_rows - keep, keep))
         blocks = tail, block, rows, columns
-        _many_kernel[(1 + triton.cdiv(n_rows, rows),)](*state, *written, *sizes, *kinds, *blocks, num_warps=16)
+        _many_kernel[(1 + cdiv(n_rows, rows),)](*state, *written, *sizes, *kinds, *blocks, num_warps=16)
     return source, *after

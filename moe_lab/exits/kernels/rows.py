@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from moe_lab.triton_support import jit, tl, triton
+from moe_lab.triton_support import cdiv, jit, tl, triton
 
 
 @jit
@@ -28,7 +28,7 @@ def move(h: Tensor, source: Tensor) -> Tensor:
     keep, width = len(source), h[0].numel()
     columns = min(triton.next_power_of_2(width), 2048)
     # Most rows stay: a program for each of them costs more than moving the others.
-    rows = triton.next_power_of_2(triton.cdiv(keep, 512))
-    grid = triton.cdiv(keep, rows), triton.cdiv(width, columns)
+    rows = triton.next_power_of_2(cdiv(keep, 512))
+    grid = cdiv(keep, rows), cdiv(width, columns)
     _move_kernel[grid](h, source, keep, width, rows, columns, num_warps=4)
     return h[:keep]

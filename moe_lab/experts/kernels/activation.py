@@ -15,7 +15,7 @@ from torch.nn import functional
 from moe_lab.experts.kernels import tuning
 from moe_lab.experts.kernels.common import power_of_2, precise
 from moe_lab.experts.kernels.tiles import expert_tiles, experts_of_rows, sum_tiles, tile_rows
-from moe_lab.triton_support import exp2, jit, reciprocal, tl, triton, usable
+from moe_lab.triton_support import cdiv, exp2, jit, reciprocal, tl, usable
 
 
 @jit
@@ -130,7 +130,7 @@ def _tiled(name: str, h: Tensor, ends: Tensor) -> tuple[tuple[int, int], dict[st
     columns = min(blocks.columns, power_of_2(width))
     constants = {"TILE_ROWS": tuning.TILE, "ROWS": blocks.rows, "COLUMNS": columns, "STAGES": blocks.stages}
     constants["E_PAD"] = power_of_2(n_experts, 2)
-    grid = (n // tuning.TILE + n_experts, triton.cdiv(width, columns))
+    grid = (n // tuning.TILE + n_experts, cdiv(width, columns))
     return grid, constants | {"num_warps": blocks.warps}
 
 

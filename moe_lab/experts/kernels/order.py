@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from moe_lab.experts.kernels.common import power_of_2, precise
-from moe_lab.triton_support import jit, tl, triton, usable
+from moe_lab.triton_support import cdiv, jit, tl, usable
 
 
 class Order(NamedTuple):
@@ -136,7 +136,7 @@ def expert_order(expert: Tensor, value: Tensor, n_experts: int) -> Order:
         return expert_order_oracle(expert, value, n_experts)
     e_pad = power_of_2(n_experts, 2)
     block = min(max(16384 // e_pad, 16), 256)
-    n_blocks = triton.cdiv(n, block)
+    n_blocks = cdiv(n, block)
     sizes = (n, n_experts, n_blocks, block, e_pad)
     counts = torch.empty(n_experts, n_blocks, dtype=torch.int32, device=value.device)
     _count_kernel[(n_blocks,)](expert, counts, *sizes)
@@ -181,7 +181,7 @@ def pattern_order(weights: Tensor, most: int | None = None) -> Order:
         return pattern_order_oracle(weights, most)
     weights, e_pad = weights.contiguous(), power_of_2(n_experts, 2)
     block = min(max(2048 // e_pad, 8), 128)
-    n_blocks, bound = triton.cdiv(n_tokens, block), n_experts if most is None else min(most, n_experts)
+    n_blocks, bound = cdiv(n_tokens, block), n_experts if most is None else min(most, n_experts)
     sizes = (n_tokens, n_experts, n_blocks, bound, block, e_pad)
     counts = torch.empty(n_experts, n_blocks, dtype=torch.int32, device=weights.device)
     starts = torch.empty(n_tokens + 1, dtype=torch.int32, device=weights.device)

@@ -27,13 +27,13 @@ from moe_lab.experts.kernels import tuning
 from moe_lab.experts.kernels.common import power_of_2
 from moe_lab.experts.kernels.tiles import expert_tiles, tile_rows
 from moe_lab.triton_support import (
-    INTERPRETED,
     capability,
+    cdiv,
     create_ragged_descriptor,
     jit,
+    multiprocessors,
     tl,
     to_ragged_indices,
-    triton,
     usable,
 )
 
@@ -51,45 +51,86 @@ def _store(out, tile, row, stop, first, ROWS: tl.constexpr, COLUMNS: tl.constexp
 
 
 @jit
+def _halved_from(n_jobs, n_programs):
+    """The tiles before this one run whole, one per program at a time; those of a last round that is at most half full
+    are halved, so that it takes half as long."""
+    rest = n_jobs % n_programs
+    return tl.where(2 * rest <= n_programs, n_jobs - rest, n_jobs)
+
+
+@jit
+def _product_tile(
+    left, right, out, begin, end, through, job,
+    TRANSPOSED: tl.constexpr, WIDTH: tl.constexpr, INNER: tl.constexpr, N_BLOCKS: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, STEP: tl.constexpr, PIECES: tl.constexpr, E_PAD: tl.constexpr,
+):  # fmt: skip
+    """ROWS rows of an expert times COLUMNS of its (INNER, WIDTH) matrix, or of a (WIDTH, INNER) transposed."""
+    expert, row, stop = tile_rows(begin, end, through, job // N_BLOCKS, ROWS, E_PAD)
+    first = job % N_BLOCKS * COLUMNS
+    total = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for d in range(0, INNER, STEP):
+        w = right.load([expert * WIDTH + first, d]).T if TRANSPOSED else right.load([expert * INNER + d, first])
+        total = tl.dot(left.load([row, d]), w, total)
+    _store(out, total, row, stop, first, ROWS, COLUMNS, PIECES)
+
+
+@jit
 def _product_kernel(
-    left, right, ends, out, n, n_experts, n_programs,
+    left, right, half, ends, out, n, n_experts, n_programs,
     TRANSPOSED: tl.constexpr, WIDTH: tl.constexpr, INNER: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     STEP: tl.constexpr, PIECES: tl.constexpr, E_PAD: tl.constexpr,
 ):  # fmt: skip
-    """A tile: ROWS rows of an expert times COLUMNS of its (INNER, WIDTH) matrix, or of a (WIDTH, INNER) transposed."""
     N_BLOCKS: tl.constexpr = (WIDTH + COLUMNS - 1) // COLUMNS
     begin, end, through = expert_tiles(ends, n, n_experts, ROWS, E_PAD)
-    for job in tl.range(tl.program_id(0), tl.max(through, 0) * N_BLOCKS, n_programs, flatten=True):
-        expert, row, stop = tile_rows(begin, end, through, job // N_BLOCKS, ROWS, E_PAD)
-        first = job % N_BLOCKS * COLUMNS
-        total = tl.zeros((ROWS, COLUMNS), tl.float32)
-        for d in range(0, INNER, STEP):
-            w = right.load([expert * WIDTH + first, d]).T if TRANSPOSED else right.load([expert * INNER + d, first])
-            total = tl.dot(left.load([row, d]), w, total)
-        _store(out, total, row, stop, first, ROWS, COLUMNS, PIECES)
+    n_jobs = tl.max(through, 0) * N_BLOCKS
+    n_whole = _halved_from(n_jobs, n_programs)
+    for job in tl.range(tl.program_id(0), n_whole, n_programs, flatten=True):
+        _product_tile(
+            left, right, out, begin, end, through, job,
+            TRANSPOSED, WIDTH, INNER, N_BLOCKS, ROWS, COLUMNS, STEP, PIECES, E_PAD,
+        )  # fmt: skip
+    for job in tl.range(2 * n_whole + tl.program_id(0), 2 * n_jobs, n_programs):
+        _product_tile(
+            left, half, out, begin, end, through, job,
+            TRANSPOSED, WIDTH, INNER, 2 * N_BLOCKS, ROWS, COLUMNS // 2, STEP, PIECES // 2, E_PAD,
+        )  # fmt: skip
+
+
+@jit
+def _outer_tile(
+    left, right, ends, out, job,
+    A: tl.constexpr, A_BLOCKS: tl.constexpr, B_BLOCKS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    STEP: tl.constexpr, PIECES: tl.constexpr,
+):  # fmt: skip
+    """ROWS x COLUMNS of one expert's (A, B); programs that run at once share its rows."""
+    TILES: tl.constexpr = A_BLOCKS * B_BLOCKS
+    expert, a, b = job // TILES, job % TILES // B_BLOCKS * ROWS, job % B_BLOCKS * COLUMNS
+    begin = tl.load(ends + expert - 1, mask=expert > 0, other=0)
+    count = tl.load(ends + expert) - begin
+    n_steps = tl.maximum((count + STEP - 1) // STEP, 1)  # without rows: one step of zeros
+    tl.assume(n_steps > 0)  # or the loops are not flattened
+    total = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for step in range(0, n_steps):
+        x, y, z = to_ragged_indices(begin, count, step * STEP)
+        of_left = left.load([x, y, z, a]).reshape(STEP, ROWS)
+        total = tl.dot(of_left.T, right.load([x, y, z, b]).reshape(STEP, COLUMNS), total)
+    _store(out, total, expert * A + a, expert * A + A, b, ROWS, COLUMNS, PIECES)
 
 
 @jit
 def _outer_kernel(
-    left, right, ends, out, n_experts, n_programs,
+    left, right, half, ends, out, n_experts, n_programs,
     A: tl.constexpr, B: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr,
     PIECES: tl.constexpr,
 ):  # fmt: skip
-    """A tile: ROWS x COLUMNS of one expert's (A, B); programs that run at once share its rows."""
+    A_BLOCKS: tl.constexpr = (A + ROWS - 1) // ROWS
     B_BLOCKS: tl.constexpr = (B + COLUMNS - 1) // COLUMNS
-    TILES: tl.constexpr = (A + ROWS - 1) // ROWS * B_BLOCKS
-    for job in tl.range(tl.program_id(0), n_experts * TILES, n_programs, flatten=True):
-        expert, a, b = job // TILES, job % TILES // B_BLOCKS * ROWS, job % B_BLOCKS * COLUMNS
-        begin = tl.load(ends + expert - 1, mask=expert > 0, other=0)
-        count = tl.load(ends + expert) - begin
-        n_steps = tl.maximum((count + STEP - 1) // STEP, 1)  # without rows: one step of zeros
-        tl.assume(n_steps > 0)  # or the loops are not flattened
-        total = tl.zeros((ROWS, COLUMNS), tl.float32)
-        for step in range(0, n_steps):
-            x, y, z = to_ragged_indices(begin, count, step * STEP)
-            of_left = left.load([x, y, z, a]).reshape(STEP, ROWS)
-            total = tl.dot(of_left.T, right.load([x, y, z, b]).reshape(STEP, COLUMNS), total)
-        _store(out, total, expert * A + a, expert * A + A, b, ROWS, COLUMNS, PIECES)
+    n_jobs = n_experts * A_BLOCKS * B_BLOCKS
+    n_whole = _halved_from(n_jobs, n_programs)
+    for job in tl.range(tl.program_id(0), n_whole, n_programs, flatten=True):
+        _outer_tile(left, right, ends, out, job, A, A_BLOCKS, B_BLOCKS, ROWS, COLUMNS, STEP, PIECES)
+    for job in tl.range(2 * n_whole + tl.program_id(0), 2 * n_jobs, n_programs):
+        _outer_tile(left, half, ends, out, job, A, A_BLOCKS, 2 * B_BLOCKS, ROWS, COLUMNS // 2, STEP, PIECES // 2)
 
 
 def _runs(rows: Tensor, others: Tensor, *widths: int) -> bool:
@@ -130,8 +171,7 @@ def _described(matrix: Tensor, *block: int):
 
 
 def _programs(device: torch.device, size: tuning.Product, n_jobs: int) -> int:
-    multiprocessors = 2 if INTERPRETED else torch.cuda.get_device_properties(device).multi_processor_count
-    return min(multiprocessors * size.programs, n_jobs)
+    return min(multiprocessors(device) * size.programs, 2 * n_jobs)  # all may be halves
 
 
 def _launch(size: tuning.Product) -> dict[str, int | None]:
@@ -156,11 +196,12 @@ def _product(rows: Tensor, weight: Tensor, ends: Tensor, transposed: bool) -> Te
     size, (n, inner), n_experts = tuning.PRODUCTS["product"], rows.shape, len(weight)
     width = weight.shape[1 if transposed else 2]
     out = rows.new_empty(n, width)
-    n_jobs = (n // size.rows + n_experts) * triton.cdiv(width, size.columns)  # at most
+    n_jobs = (n // size.rows + n_experts) * cdiv(width, size.columns)  # at most
     n_programs = _programs(rows.device, size, n_jobs)
-    block = (size.columns, size.depth) if transposed else (size.depth, size.columns)
+    matrix, columns = weight.flatten(0, 1), (size.columns, size.columns // 2)
+    blocks = [(wide, size.depth) if transposed else (size.depth, wide) for wide in columns]
     _product_kernel[(n_programs,)](
-        _described(rows, size.rows, size.depth), _described(weight.flatten(0, 1), *block), ends,
+        _described(rows, size.rows, size.depth), *(_described(matrix, *block) for block in blocks), ends,
         create_ragged_descriptor(out, [size.rows, size.columns // size.pieces]), n, n_experts, n_programs,
         TRANSPOSED=transposed, WIDTH=width, INNER=inner, ROWS=size.rows, COLUMNS=size.columns, STEP=size.depth,
         PIECES=size.pieces, E_PAD=power_of_2(n_experts, 2), **_launch(size),
@@ -184,11 +225,12 @@ def outer(left: Tensor, right: Tensor, ends: Tensor) -> Tensor:
 def _outer(left: Tensor, right: Tensor, ends: Tensor) -> Tensor:
     size, n_experts, (a, b) = tuning.PRODUCTS["outer"], len(ends), (left.shape[1], right.shape[1])
     out = left.new_empty(n_experts, a, b)
-    n_jobs = n_experts * triton.cdiv(a, size.rows) * triton.cdiv(b, size.columns)
+    n_jobs = n_experts * cdiv(a, size.rows) * cdiv(b, size.columns)
     n_programs = _programs(left.device, size, n_jobs)
     _outer_kernel[(n_programs,)](
         create_ragged_descriptor(left, [size.depth, size.rows]),
-        create_ragged_descriptor(right, [size.depth, size.columns]), ends,
+        create_ragged_descriptor(right, [size.depth, size.columns]),
+        create_ragged_descriptor(right, [size.depth, size.columns // 2]), ends,
         create_ragged_descriptor(out.flatten(0, 1), [size.rows, size.columns // size.pieces]), n_experts, n_programs,
         A=a, B=b, ROWS=size.rows, COLUMNS=size.columns, STEP=size.depth, PIECES=size.pieces, **_launch(size),
     )  # fmt: skip

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from moe_lab.experts.kernels import tuning
 from moe_lab.experts.kernels.common import Slots, power_of_2, precise
-from moe_lab.triton_support import jit, tl, triton, usable
+from moe_lab.triton_support import cdiv, jit, tl, usable
 
 MOST_UNROLLED = 16  # pairs per token; over more, the loop is not unrolled
 
@@ -60,11 +60,10 @@ def _sum_kernel(rows, place, starts, out, n_tokens, width, K: tl.constexpr, ROWS
         start = tl.load(starts + t, mask=live, other=0)
         count = tl.load(starts + t + 1, mask=live, other=0) - start
         most = tl.max(count, 0)
-        j = 0
-        while j < most:
-            at, there = _row_tile(rows, place, start + j, j < count, c, width)
-            total += tl.load(at, mask=there, other=0.0).to(tl.float32)
-            j += 1
+        for first in range(0, most, 4):  # four at once: one by one, each would wait for the one before
+            for j in tl.static_range(4):
+                at, there = _row_tile(rows, place, start + first + j, first + j < count, c, width)
+                total += tl.load(at, mask=there, other=0.0).to(tl.float32)
     inside = live[:, None] & (c < width)[None, :]
     tl.store(out + t[:, None].to(tl.int64) * width + c[None, :], total.to(out.dtype.element_ty), mask=inside)
 
@@ -95,7 +94,7 @@ def _launch_rows(kernel, name: str, source: Tensor, place: Tensor, slots: Slots,
     blocks, width = tuning.BLOCKS[name], out.shape[1]
     columns = min(blocks.columns, power_of_2(width))
     k, starts = (slots, place) if isinstance(slots, int) else (0, slots)  # with K the starts are not read
-    grid = (triton.cdiv(n_tokens, blocks.rows), triton.cdiv(width, columns))
+    grid = (cdiv(n_tokens, blocks.rows), cdiv(width, columns))
     kernel[grid](source, place, starts, out, n_tokens, width, k, blocks.rows, columns, num_warps=blocks.warps)
     return out
 
