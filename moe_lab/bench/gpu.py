@@ -1,6 +1,7 @@
 """``python -m moe_lab.bench gpu``: the speed of one GPU. ``--tables moe exits``: these tables only.
 
     moe      the MoE layer beside a dense layer of equal multiply-adds: `gpu_cases`
+    power    the same layers at the limit of the card's power: `gpu_power`
     gates    COMET's gate beside the top-k softmax gate: `gpu_gates`
     exits    stopping early beside the full network: `gpu_exits`
     trials   the recommender's trials side by side beside one at a time: `many_trials`
@@ -26,6 +27,8 @@ from moe_lab.bench.gpu_exits import ExitsBench, exits_tables
 from moe_lab.bench.gpu_exits_planted import TINY
 from moe_lab.bench.gpu_gates import GatesBench, gates_tables
 from moe_lab.bench.gpu_gates_problem import Shape as GatesShape
+from moe_lab.bench.gpu_power import measure_power, sensors
+from moe_lab.bench.gpu_problem import Problem
 from moe_lab.bench.gpu_problem import Shape as MoeShape
 from moe_lab.bench.tables import render_all
 from moe_lab.names import check_name
@@ -46,7 +49,7 @@ class GpuBenchConfig:
     Attributes:
         tables: of `TABLES`; empty: all.
         device: "cuda", "cuda:1"; "cpu" for a dry run, see `dry_run`.
-        moe, gates, exits: of these tables.
+        moe, gates, exits: of these tables; moe also of the table "power".
         side_by_side: trials of a stack in the last table.
         trial_gates: gates of the last table; empty: those of `ManyTrialsBench`.
         trial_epochs: of each of these trials.
@@ -95,6 +98,13 @@ def _moe(config: GpuBenchConfig, device: torch.device) -> Tables:
     return moe_tables(config.moe, device)
 
 
+def _power(config: GpuBenchConfig, device: torch.device) -> Tables:
+    read, seconds = sensors(device), 0.1 if config.dry else 4.0
+    for i, shape in enumerate(config.moe.shapes):
+        problem = Problem(shape, device, config.moe.torch_dtype, seed=config.moe.seed)
+        yield "power", measure_power(problem, zeros=i == 0, seconds=seconds, read=read)
+
+
 def _gates(config: GpuBenchConfig, device: torch.device) -> Tables:
     return gates_tables(config.gates, device)
 
@@ -119,6 +129,10 @@ def _trials(config: GpuBenchConfig, device: torch.device) -> Tables:
 
 TABLES: dict[str, tuple[str, Callable[[GpuBenchConfig, torch.device], Tables]]] = {
     "moe": ("MoE layer, forward and backward; of_dense, of_...: TFLOP/s of active operations, that case = 1", _moe),
+    "power": (
+        "The same layers, repeated for seconds; ms: then; rested_ms: one alone after a pause; joules: of one step",
+        _power,
+    ),
     "gates": ("COMET's gate, forward and backward; of_topk: time over that of the top-k softmax gate", _gates),
     "exits": (
         "Early exits; speed_up: over the fastest full network; reached: that / ratio of multiply-adds; "
