@@ -143,15 +143,16 @@ class _GroupedMLP(torch.autograd.Function):
         a = again if ctx.recompute else a
         del again, grad_a
         grad_w2 = _outer(a, grad_rows, ends, ctx.own) if needs_w2 else None
-        del grad_rows
+        del a, grad_rows
         grad_w1 = grad_x = None
-        if needs_w1:
-            if ctx.recompute:
-                rows = scatter_rows(rows, place, slots)
-            grad_w1 = _outer(rows, grad_h, ends, ctx.own)
         if needs_x:
             grad_rows = _each(grad_h, w1, ends, ctx.own, transposed=True)
             grad_x = sum_rows(grad_rows, place, slots, ctx.n_tokens)
+            del grad_rows
+        if needs_w1:  # after dX: with recompute, X is not there while dX's rows are
+            if ctx.recompute:
+                rows = scatter_rows(rows, place, slots)
+            grad_w1 = _outer(rows, grad_h, ends, ctx.own)
         if row is None:
             grad_value = grad_g.index_select(0, place).view(-1, ctx.k)
         else:  # a pair that was not computed gets no gradient

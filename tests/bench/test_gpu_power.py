@@ -55,7 +55,7 @@ def test_a_cpu_has_no_sensors_and_every_case_a_row():
     assert [row["case"] for row in rows] == ["dense", "ours", "plain", *gpu_power.ZEROS]
     for row in rows:
         assert row["ms"] > 0 and row["rested_ms"] > 0 and row["tokens"] == 24
-        assert row["mhz"] is row["watts"] is row["joules"] is None
+        assert row["mhz"] is row["watts"] is row["joules"] is None and row["graph"] is False
 
 
 def test_zeros_are_as_many_as_they_say(monkeypatch):
