@@ -20,7 +20,7 @@ Tried and not kept: halves of a large batch side by side, so that a block of one
 (it took as long as the whole batch: 4,096 images, H200: 0.865 of the saved multiply-adds, and 0.872; one run, not
 recorded); exits on a stream of their own beside the next block, and rows taken out one block late, for which each block
 must be compiled by itself (64 images, H200: 0.91 of the fastest full network's speed in one run; in a later one, with
-other kernels, blocks by themselves reached 0.96 and steps of several blocks 1.01).
+other kernels, blocks by themselves reached 0.97 and steps of several blocks 1.01).
 
 Which of these is fastest depends on the network and the batch size: with ``compact_from="auto"`` it is measured once.
 

@@ -55,7 +55,7 @@ class Recorded:
     @property
     def config(self) -> dict[str, Any]:
         """The part of the benchmark's config that this curve was measured with."""
-        table = {"stages": "moe", "gates_parts": "gates"}.get(self.curve, self.curve)
+        table = {"stages": "moe", "power": "moe", "gates_parts": "gates"}.get(self.curve, self.curve)
         found = self.result.config.get(table)
         return found if isinstance(found, dict) else {}
 
@@ -69,7 +69,7 @@ def recorded_curve(curve: str, root: Path | str | Iterable[Path | str] | None = 
     """The newest finished benchmark that has the curve and is no dry run; None if there is none.
 
     Args:
-        curve: "moe", "stages", "gates", "gates_parts", "exits", "trials".
+        curve: "moe", "stages", "power", "gates", "gates_parts", "exits", "trials".
         root: as in `find_results`; default: what is recorded.
     """
     found = find_results(EXPERIMENT, root=recorded_dir() if root is None else root)

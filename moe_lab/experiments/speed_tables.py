@@ -89,6 +89,30 @@ def variable_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     return _table(table, ("sizes", "case"), ("of fixed k", "ms more", "quartiles, ms", "peak, MiB"))
 
 
+def power_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Rows of the curve ``power``: what a step takes after a rest and under load, and what it draws.
+
+    Returns:
+        Index (sizes, case); "ms, rested", "ms, under load", "MHz", "W", "J per step", and the last two of time and
+        energy as multiples of the first case of their kind (a dense layer; a product without zeros).
+    """
+    table, first = {}, {}
+    for row in rows:
+        sizes, case = sizes_text(shape_of(row)), row["case"]
+        of = first.setdefault((sizes, case.startswith("product")), row)
+        table[sizes, case] = {
+            "ms, rested": row["rested_ms"],
+            "ms, under load": row["ms"],
+            "MHz": row["mhz"],
+            "W": row["watts"],
+            "J per step": row["joules"],
+            "times the ms": row["ms"] / of["ms"],
+            "times the J": row["joules"] / of["joules"] if row["joules"] and of["joules"] else None,
+        }
+    columns = ("ms, rested", "ms, under load", "MHz", "W", "J per step", "times the ms", "times the J")
+    return _table(table, ("sizes", "case"), columns)
+
+
 def gate_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """Rows of the curve ``gates``: index case; a column of milliseconds for each size and sharpness."""
     table: dict[str, dict[str, float]] = {}

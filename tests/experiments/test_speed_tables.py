@@ -62,6 +62,21 @@ def test_a_variable_number_of_experts_costs_so_much_more_at_as_many_pairs():
     assert tables.variable_table(rows[1:]).empty
 
 
+def test_power_of_a_layer_beside_dense_and_of_zeros_beside_none():
+    def row(case, ms, watts, joules, rested=1.0):
+        return {"case": case, **dataclasses.asdict(SHAPES[0]), "ms": ms, "rested_ms": rested, "mhz": 1500.0} | {
+            "watts": watts, "joules": joules,
+        }  # fmt: skip
+
+    rows = [row("dense", 4.0, 500.0, 2.0), row("ours", 5.0, 500.0, 2.5), row("product", 1.0, 600.0, 0.6)]
+    table = tables.power_table([*rows, row("product, all zeros", 0.8, 450.0, 0.36), row("plain", 8.0, None, None)])
+    assert table.loc[(SIZES[0], "ours")].tolist() == [1.0, 5.0, 1500.0, 500.0, 2.5, 1.25, 1.25]
+    zeros = table.loc[(SIZES[0], "product, all zeros")]
+    assert (zeros["times the ms"], zeros["times the J"]) == (0.8, pytest.approx(0.6))
+    assert table.loc[(SIZES[0], "plain"), "times the ms"] == 2 and table.isna().sum().sum() == 3
+    assert tables.power_table([]).empty
+
+
 def test_exits_cost_something_without_rows_taken_out_and_give_it_back_with():
     plans = [{"compact_from": 0.1, "ms": 5.0}, {"compact_from": 1.0, "ms": 9.0}]
     rows = [
