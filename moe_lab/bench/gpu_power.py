@@ -1,9 +1,9 @@
 """What a card's power limit does to the figures of the MoE layer: clock and power while a step is repeated.
 
-Products at full clock may draw more power than a card is allowed. Then it lowers its clock until they do not, and what
-decides is no longer how long the units need but how many joules. So each step is timed twice: after a rest, alone, and
-when it has been repeated for some seconds. Beside the layers stands one product whose operand holds zeros: nobody
-skips them, but what does not change draws no power.
+Products at full clock may draw more power than a card is allowed to. Then it lowers its clock until they do not, and
+what decides is no longer how long the units need but how many joules. So each step is timed twice: after a rest, alone,
+and when it has been repeated for some seconds. Beside the layers stands one product whose operand holds zeros: nobody
+skips them, but what does not change draws less power.
 
 On CUDA a step is a graph, but for `EAGER`: how fast a host starts kernels is another question.
 
@@ -44,7 +44,7 @@ def sensors(device: torch.device) -> Callable[[], Reading] | None:
     """How to read them; None on a CPU.
 
     Raises:
-        ModuleNotFoundError: nvidia-ml-py is missing.
+        ModuleNotFoundError: nvidia-ml-py is missing; it says so.
     """
     if device.type != "cuda":
         return None
@@ -68,7 +68,8 @@ def under_load(
     """Repeat a step; of the second half of the time: ms of a step, and what the sensors say (medians).
 
     Args:
-        step: its kernels are started here, ``ahead`` steps before the device is done with them, so that it never waits.
+        step: its kernels are started here, ``ahead`` steps before the device is done with them. It does not wait,
+            unless the sensors take longer than so many steps.
         device: where they run.
         read: the sensors, see `sensors`; None: mhz, watts and joules are None.
         seconds: in all. Sensors report the mean of up to a second.

@@ -8,8 +8,8 @@ import time
 import pytest
 import torch
 
-from moe_lab.bench import gpu_power
-from moe_lab.bench.gpu import GpuBenchConfig, run
+from moe_lab.bench import gpu, gpu_power
+from moe_lab.bench.gpu import GpuBenchConfig, TablesFailed, run
 from moe_lab.bench.gpu_cases import MoeBench
 from moe_lab.bench.gpu_power import Reading, measure_power, rested_ms, sensors, under_load
 from moe_lab.bench.gpu_problem import Problem, Shape
@@ -77,6 +77,20 @@ def test_the_table_is_recorded_for_every_shape(tmp_path):
         ("dense", 2), ("ours", 2), ("dense", 1), ("ours", 1),
     ]  # fmt: skip
     assert sum(row["case"] in gpu_power.ZEROS for row in rows) == len(gpu_power.ZEROS)
+
+
+@pytest.mark.skipif(kernels.INTERPRETED, reason="Triton's interpreter is for the tests of the kernels")
+def test_without_its_sensors_the_table_fails_only_where_it_was_asked_for(tmp_path, monkeypatch, capsys):
+    def missing(device):
+        raise ModuleNotFoundError("nvidia-ml-py does not seem to be installed")
+
+    monkeypatch.setattr(gpu, "sensors", missing)
+    monkeypatch.setattr(gpu, "TABLES", {"power": gpu.TABLES["power"]})
+    found = run(GpuBenchConfig((), "cpu"), root=tmp_path)
+    assert found.finished and all(row["watts"] is None for row in found.curves["power"])
+    assert "without clock and watts: nvidia-ml-py" in capsys.readouterr().out
+    with pytest.raises(TablesFailed, match="nvidia-ml-py"):
+        run(GpuBenchConfig(("power",), "cpu"), root=tmp_path)
 
 
 def test_a_rested_step_is_the_median_of_several():

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_lab.experts import kernels
-from moe_lab.experts.kernels import Blocks, Product
+from moe_lab.experts.kernels import Blocks, Product, products
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 needs_triton = pytest.mark.skipif(
@@ -286,6 +286,34 @@ def test_an_outer_product_equals_the_loop_over_experts_and_reads_no_row_of_anoth
     left[: counts[0] + counts[1]] = torch.nan  # of other experts
     later = kernels.outer(left, right, ends)[2:]
     assert torch.equal(later, found[2:])
+
+
+@needs_triton
+@pytest.mark.parametrize("programs", [1, 2, 3, 4, 5, 7, 8, 24])
+def test_a_last_round_in_halves_is_right_and_changes_no_bit(monkeypatch, programs):
+    """Tiles: 12, 8 and 60 in the interpreter, 3, 3 and 5 on CUDA (two products, an outer one). So last rounds are full,
+    less than half, half and more than half full, or the only one; with one program none is halved."""
+    half, inner = (torch.bfloat16, 64) if DEVICE == "cuda" else (torch.float16, 32)
+    counts = [0, 1, 9, 0, 3]
+    ends, rows = torch.tensor(counts, device=DEVICE).cumsum(0).int(), torch.randn(18, inner, device=DEVICE).to(half)
+    rows[13:] = torch.nan  # of nobody
+    w = torch.randn(5, inner, 40, device=DEVICE).to(half)
+    found = []
+    for n in (1, programs):
+        monkeypatch.setattr(products, "multiprocessors", lambda device, n=n: n)
+        z = kernels.product(rows, w, ends)[:13]
+        found.append((z, kernels.product(z, w, ends, transposed=True), kernels.outer(rows[:13], z, ends)))
+    for alone, together in zip(*found, strict=True):
+        assert torch.equal(alone, together)
+    parts = zip(rows[:13].float().split(counts), w.float(), strict=True)
+    expected = torch.cat([part @ each for part, each in parts])
+    assert (found[1][0].float() - expected).norm() < 5e-3 * expected.norm()
+
+
+def test_a_tile_that_could_not_be_halved_is_refused():
+    for pieces in (1, 3, 0):
+        with pytest.raises(ValueError, match="pieces must be a power of 2, at least 2"):
+            Product(128, 256, 8, depth=64, pieces=pieces)
 
 
 @needs_triton

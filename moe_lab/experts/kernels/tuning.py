@@ -26,14 +26,22 @@ class Blocks:
 class Product(Blocks):
     """The tile of a product: ``depth`` of its inner dimension at a time.
 
-    It is stored in ``pieces`` (a power of 2). ``programs`` run side by side on a multiprocessor: two fit with
-    ``registers`` = 128 a thread and 8 warps; None: no limit.
+    It is stored in ``pieces`` (a power of 2, at least 2: half a tile, in a last round, is stored in half as many).
+    ``programs`` run side by side on a multiprocessor: two fit with ``registers`` = 128 a thread and 8 warps; None: no
+    limit.
+
+    Raises:
+        ValueError: other ``pieces``.
     """
 
     depth: int
     registers: int | None = None
     pieces: int = 2
     programs: int = 1
+
+    def __post_init__(self) -> None:
+        if self.pieces < 2 or self.pieces & (self.pieces - 1):
+            raise ValueError(f"pieces must be a power of 2, at least 2, got {self.pieces}")
 
 
 # Measured on an H100, those with stages on an H200 (loads in flight: some 10 % less time for `activate_backward`), with
