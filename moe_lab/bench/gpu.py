@@ -107,7 +107,7 @@ def _power(config: GpuBenchConfig, device: torch.device) -> Tables:
             raise
         print(f"without clock and watts: {missing}")  # nobody asked for this table by name: the others count
     for i, shape in enumerate(config.moe.shapes):
-        problem = Problem(shape, device, config.moe.torch_dtype, seed=config.moe.seed)
+        problem = Problem(shape, device, config.moe.torch_dtype, activation=config.moe.activation, seed=config.moe.seed)
         yield "power", measure_power(problem, zeros=i == 0, seconds=seconds, read=read)
 
 

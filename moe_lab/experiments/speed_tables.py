@@ -93,8 +93,8 @@ def power_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """Rows of the curve ``power``: what a step takes after a rest and under load, and what it draws.
 
     Returns:
-        Index (sizes, case); "ms, rested", "ms, under load", "MHz", "W", "J per step", and the last two of time and
-        energy as multiples of the first case of their kind (a dense layer; a product without zeros).
+        Index (sizes, case); "ms, rested", "ms, under load", "MHz", "W", "J per step"; "times the ms" (under load) and
+        "times the J": those of the first case of its kind (a dense layer; a product without zeros) are 1.
     """
     table, first = {}, {}
     for row in rows:
