@@ -28,7 +28,6 @@ from moe_lab.bench.gpu_exits_planted import TINY
 from moe_lab.bench.gpu_gates import GatesBench, gates_tables
 from moe_lab.bench.gpu_gates_problem import Shape as GatesShape
 from moe_lab.bench.gpu_power import measure_power, sensors
-from moe_lab.bench.gpu_problem import Problem
 from moe_lab.bench.gpu_problem import Shape as MoeShape
 from moe_lab.bench.tables import render_all
 from moe_lab.names import check_name
@@ -107,8 +106,7 @@ def _power(config: GpuBenchConfig, device: torch.device) -> Tables:
             raise
         print(f"without clock and watts: {missing}")  # nobody asked for this table by name: the others count
     for i, shape in enumerate(config.moe.shapes):
-        problem = Problem(shape, device, config.moe.torch_dtype, activation=config.moe.activation, seed=config.moe.seed)
-        yield "power", measure_power(problem, zeros=i == 0, seconds=seconds, read=read)
+        yield "power", measure_power(config.moe.problem(shape, device), zeros=i == 0, seconds=seconds, read=read)
 
 
 def _gates(config: GpuBenchConfig, device: torch.device) -> Tables:

@@ -64,14 +64,16 @@ class MoeBench(KernelFrame):
         super().__post_init__()
         check_name("activation", self.activation, ACTIVATIONS)
 
+    def problem(self, shape: Shape, device: torch.device) -> Problem:
+        """What is computed at one of the ``shapes``."""
+        how = {name: getattr(self, name) for name in ("activation", "bias", "skew", "seed")}
+        return Problem(shape, device, self.torch_dtype, **how)
+
 
 def moe_tables(config: MoeBench, device: torch.device) -> Iterator[tuple[str, list[dict]]]:
     """For each shape, as soon as it is measured: ("tuned", rows), ("moe", rows), ("stages", rows); see `MoeBench`."""
     for shape in config.shapes:
-        problem = Problem(
-            shape, device, config.torch_dtype, activation=config.activation, bias=config.bias,
-            skew=config.skew, seed=config.seed,
-        )  # fmt: skip
+        problem = config.problem(shape, device)
         about = dataclasses.asdict(shape)
         cases = choose(problem, config.compiled, config.cases)  # an unknown name is noticed before minutes of tuning
         if config.tune:

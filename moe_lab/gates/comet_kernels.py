@@ -25,7 +25,6 @@ whatever its logit) is 0 to rounding; division on a GPU is within two units of t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -94,7 +93,6 @@ def _readable(x: Tensor) -> bool:
     return plain and triton_runs(x) and x.dtype != torch.float16
 
 
-@cache
 def _new_enough(device: torch.device) -> bool:
     """Of NVIDIA, Ampere or later: products in bfloat16, and limits on registers."""
     if device.type != "cuda":

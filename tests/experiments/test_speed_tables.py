@@ -93,13 +93,14 @@ def test_exits_cost_something_without_rows_taken_out_and_give_it_back_with():
 
 
 def test_every_table_can_be_made_of_what_is_recorded():
-    found = {name: recorded_curve(name) for name in ("moe", "stages", "gates", "exits")}
+    found = {name: recorded_curve(name) for name in ("moe", "stages", "power", "gates", "exits")}
     assert all(found.values())
     assert tables.stage_tables(found["stages"], Ceiling(1e15, 1e12))
     for make, curve in (
         (tables.moe_table, "moe"),
         (tables.variable_table, "moe"),
         (tables.product_table, "stages"),
+        (tables.power_table, "power"),
         (tables.gate_table, "gates"),
         (tables.exit_table, "exits"),
         (tables.exit_costs, "exits"),

@@ -54,7 +54,7 @@ def _store(out, tile, row, stop, first, ROWS: tl.constexpr, COLUMNS: tl.constexp
 @jit
 def _halved_from(n_jobs, n_programs):
     """The tiles before this one run whole, one per program at a time; those of a last round that is at most half full
-    are halved, so that it takes half as long."""
+    are halved, so that it takes about half as long."""
     rest = n_jobs % n_programs
     return tl.where(2 * rest <= n_programs, n_jobs - rest, n_jobs)
 
